@@ -1,0 +1,54 @@
+# Everything a newcomer needs: `make demo`, `make test`, `make bench`, `make lint`.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.ready
+
+.PHONY: help venv demo test test-libraries unit lint format bench interpreters layouts docs clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+venv: $(STAMP) ## Prepare the environment in .venv/
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(STAMP)
+
+interpreters: venv ## Fetch the interpreters that the tests use and the machine lacks
+	$(BIN)/python tools/fetch_interpreters.py
+
+demo: venv ## Start a leaking service, report on it live, then from its core
+	$(BIN)/python tools/demo.py
+
+test: interpreters ## Run every test on every interpreter found
+	$(BIN)/python -m pytest -n 3 --dist worksteal --reruns 2 --reruns-delay 1
+
+test-libraries: interpreters ## The same with real libraries on every interpreter: fetches gigabytes
+	DIAGTOOL_TEST_LIBRARIES=all $(BIN)/python -m pytest
+
+unit: venv ## Run the fast tests only
+	$(BIN)/python -m pytest tests/unit
+
+lint: venv ## Format check, lint, types, import arrows
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: venv ## Format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: venv ## Measure against pinned peers, side by side
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python bench/run.py --write docs/benchmarks.md
+
+docs: venv ## Fill in what programs say in docs/
+	$(BIN)/python tools/make_docs.py --samples
+
+layouts: venv ## Regenerate the structure layout tables from interpreter headers
+	$(BIN)/python tools/layouts/generate.py
+
+clean: ## Remove the environment and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist src/*.egg-info

@@ -1,0 +1,7 @@
+"""``python -m diagtool``."""
+
+import sys
+
+from diagtool.cli import main
+
+sys.exit(main())

@@ -1,0 +1,135 @@
+"""The public functions of diagtool. ``import diagtool`` gives them; this module is imported on first use."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from diagtool.capture.errors import NoSuchTarget, NotPermitted, NotSupported, TargetError
+from diagtool.capture.model import Capture
+from diagtool.leaks.model import Report
+from diagtool.snapshot import store
+from diagtool.snapshot.model import Snapshot
+
+#: What names a target: a pid as a number or in digits, or the path of a core or .diag file.
+TargetName = int | str | os.PathLike[str]
+
+#: No Linux has larger ones (PID_MAX_LIMIT, include/linux/threads.h).
+_MAX_PID = 1 << 22
+
+
+def kind_of(target: TargetName) -> Literal["live", "core", "store"]:
+    """What ``target`` names. Files are told by their content, digits are a pid unless a file is so called.
+
+    Raises NoSuchTarget, NotPermitted or NotSupported.
+    """
+    if isinstance(target, int):
+        return "live"
+    text = os.fspath(target)
+    path = Path(text)
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
+            raise NotSupported(f"{text} is {what}", "Name a process id, a core file or a .diag file.")
+        with path.open("rb") as file:
+            return "store" if store.is_store(file.read(len(store.MAGIC))) else "core"
+    except PermissionError:
+        raise NotPermitted(
+            f"{text} may not be read by this user", "Try it as its owner, or with sudo."
+        ) from None
+    except (OSError, ValueError) as error:
+        if isinstance(target, str) and text.isascii() and text.isdigit():
+            return "live"
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            message = f"there is no file {text}"
+        else:
+            message = f"{text} cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise NoSuchTarget(message, "Name a process id, a core file or a .diag file.") from None
+
+
+def capture(
+    target: TargetName,
+    *,
+    exe: str | os.PathLike[str] | None = None,
+    sysroot: str | os.PathLike[str] | None = None,
+) -> Capture:
+    """Capture a process (pid) or open a core (path). Close it, or use it in a ``with`` statement.
+
+    The process is stopped for milliseconds (``Capture.pause_ms``). ``exe`` and ``sysroot`` say where the
+    files of a core from another machine are. Raises TargetError (``diagtool.capture.errors``).
+    """
+    kind = kind_of(target)
+    if kind == "live":
+        from diagtool.capture.live import capture_live
+
+        return capture_live(_pid(target))
+    if kind == "core":
+        from diagtool.capture.core import open_core
+
+        return open_core(
+            os.fspath(target),  # type: ignore[arg-type]  # an int is live
+            exe=None if exe is None else os.fspath(exe),
+            sysroot=None if sysroot is None else os.fspath(sysroot),
+        )
+    raise NotSupported(f"{target} is a snapshot already", "Read it with load().")
+
+
+def snapshot(
+    target: TargetName,
+    *,
+    exe: str | os.PathLike[str] | None = None,
+    sysroot: str | os.PathLike[str] | None = None,
+) -> Snapshot:
+    """The decoded state of a process (pid), a core or a .diag file (path).
+
+    Raises TargetError (``diagtool.capture.errors``), or StoreError for a .diag file.
+    """
+    if kind_of(target) == "store":
+        return store.load(os.fspath(target))  # type: ignore[arg-type]  # an int is live
+    from diagtool.runtimes.cpython import decode
+
+    with capture(target, exe=exe, sysroot=sysroot) as captured:
+        try:
+            return decode(captured)
+        except TargetError as error:
+            # What was missing when it was opened, a core cut off, say, is most likely why.
+            if captured.warnings:
+                error.hint = f"{captured.warnings[0].rstrip('.')}. {error.hint}"
+            raise
+
+
+def load(path: str | os.PathLike[str]) -> Snapshot:
+    """The snapshot in a .diag file. Raises StoreError."""
+    return store.load(path)
+
+
+def find_leaks(
+    snapshots: Snapshot | Sequence[Snapshot],
+    *,
+    templates: str | os.PathLike[str] | None = None,
+    min_count: int | None = None,
+) -> Report:
+    """What leaked or hangs, by verdict.
+
+    Of several snapshots of one process, oldest first, only what persisted or grew is reported. ``templates``
+    is a folder with leak templates to use besides our own. ``min_count`` is the least number of stacks of a
+    finding, in the place of each template's own. Raises TemplateError (``diagtool.leaks.template``).
+    """
+    from diagtool.leaks import find_leaks as find
+    from diagtool.leaks.template import library
+
+    series = [snapshots] if isinstance(snapshots, Snapshot) else list(snapshots)
+    chosen = library(None if templates is None else Path(templates))
+    return find(series, templates=chosen, min_count=min_count)
+
+
+def _pid(target: TargetName) -> int:
+    digits = str(target)
+    pid = int(digits) if len(digits) < 20 else _MAX_PID
+    if not 0 < pid < _MAX_PID:
+        raise NoSuchTarget(f"there is no process {target}", "`ps` lists the processes.")
+    return pid

@@ -1,0 +1,1 @@
+"""Bytes at one instant: from a live process or a core file."""

@@ -1,0 +1,111 @@
+"""``diagtool leaks``: what leaked, who waits on what, who holds it, how to fix it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from diagtool.cli.options import (
+    all_option,
+    color_option,
+    core_options,
+    format_option,
+    known_templates,
+    output_option,
+    templates_option,
+    verbose_option,
+)
+
+if TYPE_CHECKING:
+    from diagtool.leaks.model import Verdict
+
+
+@click.command("leaks", short_help="Say what leaked or hangs, why, and how to fix it.")
+@click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
+@format_option("terminal", "json")
+@output_option("Write the report to FILE instead of the standard output.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["proven", "likely", "suspect", "never"]),
+    default="likely",
+    show_default=True,
+    help="Exit with 1 when there is a finding of this verdict or a worse one.",
+)
+@click.option(
+    "--min-count",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Report what has at least N stacks, instead of as many as each template says.",
+)
+@templates_option
+@all_option("Show idle stacks, too: worker pools, event loops, listeners.")
+@core_options
+@verbose_option
+@color_option
+def command(
+    targets: tuple[str, ...],
+    output_format: str,
+    output: Path | None,
+    fail_on: Verdict | Literal["never"],
+    min_count: int | None,
+    templates: Path | None,
+    everything: bool,
+    exe: str | None,
+    sysroot: str | None,
+    verbose: bool,
+) -> int:
+    """Say what leaked or hangs, why, since when, who holds it, and what to change.
+
+    TARGET is a process id, a core file (kernel, gcore or systemd; plain or compressed with gzip, xz, lz4
+    or zstd), or a FILE.diag that `diagtool snapshot` wrote, recognised by its content. Several snapshots
+    of one process, oldest first, report only what persisted or grew.
+
+    A running process is stopped for milliseconds and runs on. Nothing is executed in it. A core is never
+    read as a whole; files of its machine that are missing here can be given with --exe and --sysroot, and
+    are used only if their build-ids match.
+
+    \b
+    Verdicts:
+        proven    nothing that can still run reaches what it waits on
+        likely    a leak template matched with all its conditions
+        suspect   a template matched in part, or many stacks wait at one place that none knows
+    Idle worker pools, event loops and listeners are no findings; --all shows them.
+
+    \b
+    Examples:
+        diagtool leaks 4242
+        diagtool leaks core.4242.zst --sysroot /srv/image --exe /srv/image/usr/bin/python3.12
+        diagtool leaks before.diag after.diag
+        diagtool leaks 4242 --format json --fail-on proven -o leaks.json
+
+    \b
+    Exit status:
+        0   nothing found at or above --fail-on
+        1   findings
+        2   wrong usage
+        3   a target could not be read, or FILE not be written
+    """
+    from diagtool.cli.output import print_lines, print_text, width
+    from diagtool.cli.progress import progress
+    from diagtool.cli.target import resolve
+    from diagtool.leaks import find_leaks
+    from diagtool.leaks.series import SeriesError
+    from diagtool.report import json as documents
+    from diagtool.report import terminal
+
+    known = known_templates(templates)  # before the stop, which a mistake in them must not cost
+    resolved = [resolve(target, exe=exe, sysroot=sysroot) for target in targets]
+    with progress("looking for leaks"):
+        try:
+            report = find_leaks([r.snapshot for r in resolved], templates=known, min_count=min_count)
+        except SeriesError as error:
+            raise click.UsageError(f"{error}. {error.hint}") from error
+    if output_format == "json":
+        print_text(documents.dumps(documents.leaks(report)), output)
+    else:
+        view = terminal.View(width(output), verbose, everything, resolved[-1].sources)
+        print_lines(terminal.leaks(report, view), output)
+    # Verdicts are ordered: "likely" is about proven ones, too.
+    return 1 if fail_on != "never" and report.at_least(fail_on) else 0

@@ -1,0 +1,117 @@
+"""Options that several commands share, so that they read and behave the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from diagtool._version import __version__
+
+if TYPE_CHECKING:
+    from diagtool.leaks.template import Template
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_COLOR = "diagtool.color"
+
+
+def _keep_color(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        context.meta[_COLOR] = value
+
+
+def color_wanted(context: click.Context) -> str:
+    """``auto``, ``always`` or ``never``: as given before or after the command."""
+    wanted: str = context.meta.get(_COLOR, "auto")
+    return wanted
+
+
+def version_option(command: _F) -> _F:
+    """--version"""
+    return click.version_option(__version__, prog_name="diagtool", message="%(prog)s %(version)s")(command)
+
+
+def color_option(command: _F) -> _F:
+    """--color, for the group and for each command that prints."""
+    return click.option(
+        "--color",
+        type=click.Choice(["auto", "always", "never"]),
+        callback=_keep_color,
+        expose_value=False,
+        help="Colour the output; auto: on a terminal, unless NO_COLOR is set.",
+    )(command)
+
+
+def format_option(*formats: str) -> Callable[[_F], _F]:
+    """--format, the first of ``formats`` being the default."""
+    return click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(formats),
+        default=formats[0],
+        show_default=True,
+        help="How to print it.",
+    )
+
+
+def output_option(help: str) -> Callable[[_F], _F]:
+    """-o FILE."""
+    return click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help=help)
+
+
+def all_option(help: str) -> Callable[[_F], _F]:
+    """--all."""
+    return click.option("--all", "everything", is_flag=True, help=help)
+
+
+def verbose_option(command: _F) -> _F:
+    """-v."""
+    return click.option(
+        "-v", "--verbose", is_flag=True, help="Every frame with its whole path, every reason and warning."
+    )(command)
+
+
+def core_options(command: _F) -> _F:
+    """--exe and --sysroot: where the files of a core from another machine are."""
+    command = click.option(
+        "--sysroot",
+        type=click.Path(exists=True, file_okay=False),
+        metavar="DIR",
+        help="Look for the core's executable, libraries and sources below DIR.",
+    )(command)
+    return click.option(
+        "--exe",
+        type=click.Path(exists=True, dir_okay=False),
+        metavar="FILE",
+        help="The executable that a core is of, when it is not where it was.",
+    )(command)
+
+
+def templates_option(command: _F) -> _F:
+    """--templates DIR."""
+    return click.option(
+        "--templates",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        metavar="DIR",
+        help="Use the templates (*.toml) in DIR, too; one with the id of ours replaces it.",
+    )(command)
+
+
+def known_templates(folder: Path | None) -> tuple[Template, ...]:
+    """Our templates and those in ``folder``. What is wrong in them is wrong usage."""
+    from diagtool.leaks.template import TemplateError, library
+
+    try:
+        return library(folder)
+    except TemplateError as error:
+        if folder is None:
+            raise
+        raise BadTemplates(str(error)) from error
+
+
+class BadTemplates(click.UsageError):
+    """The folder given with --templates has templates that can't be used."""
+
+    hint = "`diagtool templates check DIR` says all that is wrong."

@@ -1,0 +1,110 @@
+"""Where a report goes: the terminal, a pipe, or a file that is complete or not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+import click
+
+from diagtool.cli.options import color_wanted
+from diagtool.cli.stdout import silence_stdout
+from diagtool.report.text import FILE_WIDTH, MIN_WIDTH, Line, write
+
+
+class OutputError(Exception):
+    """A report can't be written where the user wants it."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def width(output: Path | None) -> int:
+    """Columns to lay a report out for."""
+    if output is None and sys.stdout.isatty():
+        return max(shutil.get_terminal_size().columns, MIN_WIDTH)
+    columns = os.environ.get("COLUMNS", "")
+    return max(int(columns), MIN_WIDTH) if columns.isdecimal() and len(columns) < 5 else FILE_WIDTH
+
+
+def print_lines(lines: Iterable[Line], output: Path | None) -> None:
+    """Write a report for a person, coloured when wanted."""
+    wanted = color_wanted(click.get_current_context())
+    with opened(output) as file:
+        plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb" or not file.isatty()
+        write(lines, file, color=wanted == "always" or (wanted == "auto" and not plain))
+
+
+def print_text(text: str, output: Path | None) -> None:
+    """Write a document for a program."""
+    with opened(output) as file:
+        file.write(text)
+
+
+@contextmanager
+def opened(output: Path | None) -> Iterator[TextIO]:
+    """stdout (None or "-"), or a file that takes its name when it is complete."""
+    if output is None or str(output) == "-":
+        with _stdout() as file:
+            yield file
+        return
+    try:
+        with _device(output) if _is_device(output) else _replaced(output) as file:
+            yield file
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"{output} cannot be written: {error.strerror or error}", "Name another place with -o FILE."
+        ) from error
+
+
+@contextmanager
+def _stdout() -> Iterator[TextIO]:
+    if sys.stdout is None:
+        raise OutputError("the standard output is closed", "Use -o FILE.")
+    try:
+        yield sys.stdout
+        sys.stdout.flush()
+    except BrokenPipeError:  # `diagtool … | head`: who reads has enough; the exit status still counts
+        silence_stdout()
+    except OSError as error:
+        silence_stdout()
+        raise OutputError(f"cannot write the output: {error.strerror or error}", "Use -o FILE.") from error
+
+
+def _is_device(path: Path) -> bool:
+    # /dev/stdout, a pipe: nothing to put a file in the place of.
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _device(path: Path) -> TextIO:
+    return path.open("w", encoding="utf-8", errors="backslashreplace")
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[TextIO]:
+    mask = os.umask(0)
+    os.umask(mask)
+    handle, name = tempfile.mkstemp(prefix=".diagtool-", suffix=".tmp", dir=path.parent)
+    temp = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            yield file
+        temp.chmod(0o666 & ~mask)
+        temp.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temp.unlink()
+        raise

@@ -1,0 +1,95 @@
+"""``diagtool snapshot``: stop a process for milliseconds and keep everything in a file."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from diagtool.cli.options import color_option, core_options, output_option
+
+if TYPE_CHECKING:
+    from diagtool.snapshot.model import Snapshot
+
+
+@click.command("snapshot", short_help="Stop a process for milliseconds, keep everything in a file.")
+@click.argument("target", metavar="PID")
+@output_option("Write to FILE; default: diagtool-PID-TIME.diag in this folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON (diagtool.snapshot/1).")
+@core_options
+@color_option
+def command(target: str, output: Path | None, as_json: bool, exe: str | None, sysroot: str | None) -> int:
+    """Stop a process for milliseconds and keep everything in a file.
+
+    Threads, asyncio tasks, what each waits on and who awaits whom go into one FILE.diag, which any
+    `diagtool` command reads later and elsewhere: the process is not needed any more. PID may also be a
+    core file.
+
+    The process is stopped while its registers and the memory that matters are copied: milliseconds,
+    measured and printed. It never runs any code of diagtool, and it runs on whatever happens here, a
+    kill -9 of diagtool included. You must be its owner or root; `diagtool doctor PID` says what is
+    missing.
+
+    FILE.diag is readable by you only. It holds names, paths and simple values of the process, no memory
+    contents.
+
+    \b
+    Examples:
+        diagtool snapshot 4242
+        diagtool snapshot 4242 -o before.diag --json
+        diagtool snapshot core.4242 -o crash.diag
+
+    \b
+    Exit status:
+        0   written
+        2   wrong usage
+        3   the target could not be read, or FILE not be written
+    """
+    from diagtool.api import kind_of
+    from diagtool.cli.target import resolve
+    from diagtool.report import json as documents
+    from diagtool.snapshot import store
+
+    if kind_of(target) == "store":
+        raise click.UsageError(f"{target} is a snapshot already.")
+    # Before the stop: no process is stopped for a file that then can't be written.
+    store.check_writable(output or Path("x"))
+    snap = resolve(target, exe=exe, sysroot=sysroot).snapshot
+    path = output or _free_name(snap)
+    store.save(snap, path)
+    if as_json:
+        click.echo(documents.dumps(documents.snapshot(snap, str(path))), nl=False)
+    else:
+        _tell(snap, path)
+    return 0
+
+
+def _free_name(snap: Snapshot) -> Path:
+    # A second snapshot within the second must not replace the first.
+    at = snap.target.captured_at or 0.0
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at if 0 < at < 2**32 else time.time()))
+    stem = f"diagtool-{snap.target.pid or 'unknown'}-{stamp}"
+    names = (Path(f"{stem}{suffix}.diag") for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
+    return next((name for name in names if not os.path.lexists(name)), Path(f"{stem}-{os.getpid()}.diag"))
+
+
+def _tell(snap: Snapshot, path: Path) -> None:
+    from diagtool.cli.output import print_lines, width
+    from diagtool.report import json as documents
+    from diagtool.report.terminal import View, about, warnings
+    from diagtool.report.text import clean, count, size
+
+    threads = len(snap.threads) or snap.count("thread")
+    what = f"{count(len(snap.stacks), 'stack')}: {count(threads, 'thread')}, "
+    what += count(documents.live_tasks(snap), "task")
+    file = clean(str(path))
+    lines = [
+        *warnings(snap.warnings, View(width(None))),
+        [(file, "own"), (f"  {size(path.stat().st_size)}", "")],
+        [(what, "count"), (about(snap.target, snap.pause_ms), "")],
+        [("read it with: ", "label"), (f"diagtool leaks {file}", "")],
+    ]
+    print_lines(lines, None)

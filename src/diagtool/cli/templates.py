@@ -1,0 +1,121 @@
+"""``diagtool templates``: the leak patterns that diagtool knows, and those of a team."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from diagtool.cli.options import color_option, known_templates, templates_option
+
+if TYPE_CHECKING:
+    from diagtool.leaks.template import Template
+    from diagtool.report.text import Line
+
+
+@click.group("templates", short_help="List, show and check leak templates.")
+def command() -> None:
+    """List, show and check leak templates.
+
+    A template is a leak pattern as data (TOML): what it looks like, when it counts, why it happens, how to
+    fix it. A team keeps its own in a folder and gives it with --templates; nothing of diagtool needs
+    changing. docs/templates.md describes the keys.
+
+    \b
+    Examples:
+        diagtool templates list
+        diagtool templates show asyncio-queue-get-starved
+        diagtool templates check ./templates
+    """
+
+
+@command.command("list")
+@templates_option
+@click.option("--all", "everything", is_flag=True, help="List idle templates, too: what is no leak.")
+@color_option
+def list_templates(templates: Path | None, everything: bool) -> int:
+    """List the leak templates: id, severity, title."""
+    from diagtool.cli.output import print_lines
+    from diagtool.report.text import clean, count, pad
+
+    known = known_templates(templates)
+    shown = [t for t in known if everything or not t.idle]
+    ids = max((len(t.id) for t in shown), default=0)
+    lines: list[Line] = [
+        [
+            (pad(clean(t.id), ids), "own"),
+            (f"  {'idle' if t.idle else t.severity:<8}", "label"),
+            ("  " + clean(t.title), ""),
+        ]
+        for t in sorted(shown, key=lambda t: (t.idle, t.catalogue, t.id))
+    ]
+    lines.append([])
+    text = count(sum(not t.idle for t in known), "leak template")
+    lines.append([(f"{text}, {count(sum(t.idle for t in known), 'idle template')}", "count")])
+    print_lines(lines, None)
+    return 0
+
+
+@command.command("show")
+@click.argument("name", metavar="ID")
+@templates_option
+@color_option
+def show_template(name: str, templates: Path | None) -> int:
+    """Show one template: what it is about, its cause and its fix, and its TOML."""
+    from diagtool.cli.output import print_lines
+
+    known = {t.id: t for t in known_templates(templates)}
+    if name not in known:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, known, 1)
+        hint = f"Did you mean {near[0]}?" if near else "`diagtool templates list` lists them."
+        raise click.BadParameter(f"there is no template {name}. {hint}", param_hint="ID")
+    print_lines(_shown(known[name]), None)
+    return 0
+
+
+@command.command("check")
+@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(exists=True, path_type=Path))
+@color_option
+def check_templates(folder: Path | None) -> int:
+    """Check the templates in DIR (default: diagtool's own) and say what is wrong where.
+
+    \b
+    Exit status:
+        0   all can be used
+        1   some can't
+        2   wrong usage
+    """
+    from diagtool.cli.output import print_lines
+    from diagtool.leaks.template import LIBRARY, read_directory
+    from diagtool.report.text import clean, count
+
+    found, problems = read_directory(folder or LIBRARY)
+    lines: list[Line] = [[(clean(str(problem), 1000), "warning")] for problem in problems]
+    lines.append([(f"{count(len(found), 'template')}, {count(len(problems), 'problem')}", "count")])
+    print_lines(lines, None)
+    return 1 if problems else 0
+
+
+def _shown(template: Template) -> Iterator[Line]:
+    from diagtool.cli.output import width
+    from diagtool.report.text import clean, pad, wrap
+
+    rows = {
+        "title": template.title,
+        "kind": template.kind,
+        "severity": "idle: no leak" if template.idle else template.severity,
+        "verdicts": ", ".join(f"{r.level} from {r.min_count}" for r in template.rules),
+        "cause": template.cause,
+        "fix": template.fix,
+        "runbook": template.runbook or "",
+        "see also": " ".join(template.references),
+        "file": template.file,
+    }
+    yield [(clean(template.id), "own")]
+    for label, text in rows.items():
+        for i, part in enumerate(wrap(clean(text, 2000), width(None) - 11) if text else ()):
+            yield [(pad("" if i else label, 11), "label"), (part, "")]

@@ -1,0 +1,32 @@
+"""Facts matched against leak templates: clusters, verdicts, findings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diagtool.leaks.model import Report
+    from diagtool.leaks.template import Template
+    from diagtool.snapshot.model import Snapshot
+
+__all__ = ("find_leaks",)
+
+
+def find_leaks(
+    snapshots: Sequence[Snapshot],
+    *,
+    templates: Iterable[Template] | None = None,
+    min_count: int | None = None,
+) -> Report:
+    """What leaked or hangs, worst first.
+
+    Of several snapshots of one process only what persisted or grew is reported, with ages. ``templates``:
+    in the place of our own (see :func:`diagtool.leaks.template.library`). ``min_count``: the least number of
+    stacks of a finding, in the place of each template's own. Raises SeriesError
+    (``diagtool.leaks.series``) when the snapshots are not of one process, TemplateError when our own
+    templates are damaged.
+    """
+    from diagtool.leaks.verdict import judge
+
+    return judge(snapshots, templates=templates, min_count=min_count)

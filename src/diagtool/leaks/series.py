@@ -1,0 +1,200 @@
+"""Several snapshots of one process: what stayed at its place, what grew, and since when.
+
+A stack is the same one in two snapshots when its kind, address, name, frames (with lines) and the thing it
+waits on are; a thread that used the CPU in between is not. An address alone is not enough: freed tasks make
+room for new ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diagtool.leaks.condition import Resolve
+from diagtool.leaks.model import Trend
+from diagtool.leaks.pattern import MAX_ROUNDS
+from diagtool.snapshot.model import Snapshot
+
+Rows = NDArray[np.intp]
+U64 = NDArray[np.uint64]
+
+#: A place grew when its count never fell and rose by this many stacks and by this part at least.
+LEAST_GROWTH = 3
+LEAST_RATIO = 0.1
+#: A place whose earlier stacks are gone to a larger part than this makes progress: only who stayed counts.
+MOST_TURNOVER = 0.2
+#: CPU time of a thread, in seconds, above which it did something between two snapshots.
+_CPU_PROGRESS = 0.001
+
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication modulo 2**64 loses nothing
+
+
+class SeriesError(Exception):
+    """Snapshots that are no series. ``str()`` says what, ``hint`` what to do."""
+
+    hint = "Name snapshots of one process, taken one after the other."
+
+
+def in_order(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
+    """``snapshots`` oldest first. Raises SeriesError when they are not of the same process."""
+    if not snapshots:
+        raise SeriesError("no snapshot to look for leaks in")
+    first = snapshots[0].target
+    for other in (s.target for s in snapshots[1:]):
+        if first.pid != other.pid:
+            raise SeriesError(f"the snapshots are of different processes: pid {first.pid} and {other.pid}")
+        if None not in (first.boot_id, other.boot_id) and first.boot_id != other.boot_id:
+            raise SeriesError("the snapshots are of different boots of the machine, or of different machines")
+        a, b = first.start_time, other.start_time
+        if a is not None and b is not None and abs(a - b) > 1.0:  # clock ticks: 10 ms each
+            raise SeriesError(f"pid {first.pid} was started anew between the snapshots")
+    if len(snapshots) > 1 and all(s.target.captured_at is not None for s in snapshots):
+        return sorted(snapshots, key=lambda s: s.target.captured_at or 0.0)
+    return list(snapshots)
+
+
+class Course:
+    """What happened to the stacks of the last of ``snapshots`` (oldest first, two at least)."""
+
+    def __init__(self, snapshots: Sequence[Snapshot]) -> None:
+        self.snapshots = list(snapshots)
+        self.last = self.snapshots[-1]
+        self._identities = [_identities(s) for s in self.snapshots]
+        self._places = [_places(s) for s in self.snapshots]
+        times = [math.nan if s.target.captured_at is None else s.target.captured_at for s in self.snapshots]
+        self.seconds = tuple(t - times[0] for t in times)
+
+    @cached_property
+    def since(self) -> NDArray[np.intp]:
+        """For every stack of the last snapshot, the first snapshot from which on it has been there."""
+        latest = len(self.snapshots) - 1
+        since = np.full(len(self.last.stacks), latest, np.intp)
+        here = np.ones(len(since), np.bool_)
+        for at in range(latest - 1, -1, -1):
+            here = here & np.isin(self._identities[-1], self._identities[at]) & ~self._progressed(at)
+            since[here] = at
+        return since
+
+    def _progressed(self, at: int) -> NDArray[np.bool_]:
+        """Threads of the last snapshot that used the CPU since snapshot ``at``."""
+        moved = np.zeros(len(self.last.stacks), np.bool_)
+        before = {t.tid: t.cpu_seconds for t in self.snapshots[at].threads}
+        for info in self.last.threads:
+            then, now = before.get(info.tid), info.cpu_seconds
+            if (
+                then is not None
+                and now is not None
+                and now - then > _CPU_PROGRESS
+                and info.stack < len(moved)
+            ):
+                moved[info.stack] = True
+        return moved
+
+    def counts(self, rows: Rows) -> tuple[int, ...]:
+        """How many stacks there were at the places of ``rows``, in each snapshot."""
+        places = np.unique(self._places[-1][rows])
+        return tuple(int(np.isin(p, places).sum()) for p in self._places)
+
+    def grew(self, rows: Rows) -> bool:
+        """True when the places of ``rows`` only got more stacks."""
+        counts = self.counts(rows)
+        growth = counts[-1] - counts[0]
+        steady = all(a <= b for a, b in pairwise(counts))
+        return steady and growth >= max(LEAST_GROWTH, LEAST_RATIO * counts[0])
+
+    def leaking(self, rows: Rows) -> Rows:
+        """Those of ``rows`` that count: all where places grew and kept who was there, else who stayed."""
+        if not len(rows):
+            return rows
+        stayed = rows[self.since[rows] < len(self.snapshots) - 1]
+        before = self.counts(rows)[-2]
+        at_place = np.isin(self._places[-1], np.unique(self._places[-1][rows]))
+        still = int((at_place & (self.since < len(self.snapshots) - 1)).sum())
+        if before and self.grew(rows) and still >= (1 - MOST_TURNOVER) * before:
+            return rows
+        return stayed
+
+    def ages(self, rows: Rows) -> NDArray[np.float64]:
+        """Seconds for which each of ``rows`` has been at its place at least; NaN without times."""
+        seconds = np.array(self.seconds)
+        return np.asarray(seconds[-1] - seconds[self.since[rows]], np.float64)
+
+    def trend(self, rows: Rows) -> Trend:
+        """The course of the places of ``rows``, for a report."""
+        return Trend(self.counts(rows), self.seconds, int((self.since[rows] == 0).sum()))
+
+    def facts(self, rows: Rows) -> Resolve:
+        """Resolves the facts of ``series`` conditions."""
+
+        def resolve(path: str) -> object:
+            if path == "snapshots":
+                return len(self.snapshots)
+            if path == "persisted":
+                return int((self.since[rows] == 0).sum())
+            if path == "grew":
+                return self.grew(rows)
+            if path == "growth":
+                counts = self.counts(rows)
+                return counts[-1] - counts[0]
+            if path == "age_seconds":
+                stayed = rows[self.since[rows] < len(self.snapshots) - 1]
+                age = float(np.median(self.ages(stayed))) if len(stayed) else math.nan
+                return None if math.isnan(age) else age
+            return None
+
+        return resolve
+
+
+def trace_hashes(snapshot: Snapshot) -> U64:
+    """A hash of every trace that is the same for the same frames in another snapshot (of this run only).
+
+    A polynomial over the frames' hashes, by pointer doubling: log2(depth) steps of numpy.
+    """
+    traces = snapshot.traces
+    size = len(traces.parent)
+    of_frames = np.array([hash(f) & 0xFFFFFFFFFFFFFFFF for f in traces.frames] + [0], np.uint64)
+    ids = np.where((traces.frame >= 0) & (traces.frame < len(traces.frames)), traces.frame, -1)
+    value: U64 = of_frames[ids] * np.uint64(2) + np.uint64(1)
+    value[0] = 0
+    jump = np.where((traces.parent >= 0) & (traces.parent < size), traces.parent, 0)
+    jump[0] = 0
+    factor = _BASE
+    with np.errstate(over="ignore"):
+        for _ in range(MAX_ROUNDS):
+            if not jump.any():
+                break
+            value = value + factor * value[jump]
+            factor = factor * factor
+            jump = jump[jump]
+    return value
+
+
+def _texts(texts: Sequence[str]) -> U64:
+    return np.array([hash(t) & 0xFFFFFFFFFFFFFFFF for t in texts], np.uint64)
+
+
+def _mixed(*columns: NDArray[np.unsignedinteger[Any]]) -> U64:
+    key = np.zeros(len(columns[0]), np.uint64)
+    with np.errstate(over="ignore"):
+        for column in columns:
+            key = (key ^ column.astype(np.uint64)) * _BASE
+            key ^= key >> np.uint64(29)
+    return key
+
+
+def _places(snapshot: Snapshot) -> U64:
+    s = snapshot.stacks
+    waits = _texts(snapshot.waits)
+    return _mixed(s.kind, s.state, waits[s.wait], trace_hashes(snapshot)[s.trace])
+
+
+def _identities(snapshot: Snapshot) -> U64:
+    s = snapshot.stacks
+    things = np.array([t.address for t in snapshot.things] + [0], np.uint64)
+    return _mixed(s.kind, s.address, _texts(s.name), trace_hashes(snapshot)[s.trace], things[s.thing])

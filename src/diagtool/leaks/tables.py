@@ -1,0 +1,144 @@
+"""Templates of kind "table": leaks that show as rows of a table of the snapshot, not as stacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diagtool.leaks.condition import Resolve, all_hold
+from diagtool.leaks.evidence import filled
+from diagtool.leaks.facts import Facts
+from diagtool.leaks.model import Finding, Trend, WaitingOn
+from diagtool.leaks.series import LEAST_GROWTH, LEAST_RATIO, Course
+from diagtool.leaks.template import Rule, TablePattern, Template
+from diagtool.snapshot.model import Snapshot
+
+Row = dict[str, Any]
+
+#: Different values of ``group_by`` that are looked at, so that hostile tables stay harmless.
+_MOST_GROUPS = 10_000
+
+
+@dataclass(slots=True)
+class _Group:
+    """Rows of one finding-to-be, and their count in every snapshot, oldest first."""
+
+    key: Any
+    rows: list[Row]
+    counts: list[int]
+
+
+def judge_table(
+    template: Template, facts: Sequence[Facts], course: Course | None, min_count: int | None
+) -> Iterator[Finding]:
+    """Findings of a table template; ``facts`` are of all snapshots, oldest first."""
+    assert isinstance(template.match, TablePattern)
+    for group in _groups(template.match, facts):
+        for rule in template.rules:
+            finding = _judge(template, rule, group, facts, course, min_count)
+            if finding is not None:
+                yield finding
+                break
+
+
+def _groups(pattern: TablePattern, facts: Sequence[Facts]) -> Iterable[_Group]:
+    by_key: dict[Any, _Group] = {}
+    for at, one in enumerate(facts):
+        for row in one.table(pattern.table):
+            if not isinstance(row, dict) or not all_hold(pattern.where, row.get):
+                continue
+            key = row.get(pattern.group_by) if pattern.group_by else None
+            if not isinstance(key, (str, int, float, type(None))):
+                continue
+            if key not in by_key:
+                if len(by_key) >= _MOST_GROUPS:
+                    continue
+                by_key[key] = _Group(key, [], [0] * len(facts))
+            group = by_key[key]
+            group.counts[at] += _count(pattern, row)
+            if at == len(facts) - 1:
+                group.rows.append(row)
+    return [g for g in by_key.values() if g.rows]
+
+
+def _count(pattern: TablePattern, row: Row) -> int:
+    if not pattern.count or pattern.count not in row:
+        return 1
+    value = row.get(pattern.count)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _judge(
+    template: Template,
+    rule: Rule,
+    group: _Group,
+    facts: Sequence[Facts],
+    course: Course | None,
+    min_count: int | None,
+) -> Finding | None:
+    assert isinstance(template.match, TablePattern)
+    rows = [r for r in group.rows if all_hold(rule.stack, r.get)]
+    count = sum(_count(template.match, r) for r in rows)
+    if not rows or count < (rule.min_count if min_count is None else min_count):
+        return None
+    if course is not None and min(group.counts) == 0:
+        return None  # of a series only what was there all along, or grew
+    resolve = _resolver(group, rows, count, course, facts[-1].snapshot)
+    if rule.series and (course is None or not all_hold(rule.series, resolve)):
+        return None
+    if not all_hold(rule.group, resolve):
+        return None
+    snapshot = facts[-1].snapshot
+    evidence = [filled(rule.evidence, resolve)] if rule.evidence else []
+    if course is not None and resolve("grew"):
+        evidence.append("their number grew: " + ", ".join(f"{c:,}" for c in group.counts))
+    first = rows[0]
+    address = first.get("address")
+    held = first.get("held_by")
+    thing = (
+        WaitingOn(str(first["type"]), address if isinstance(address, int) else 0) if "type" in first else None
+    )
+    size = first.get("bytes")
+    return Finding(
+        id="",
+        template=template.id,
+        verdict=rule.level,
+        severity=template.severity,
+        kind="object",
+        count=count,
+        title=template.title,
+        state="kept",
+        waiting_on=thing,
+        bytes=sum(r["bytes"] for r in rows if isinstance(r.get("bytes"), int)) if size is not None else None,
+        age_seconds=course.seconds[-1] if course is not None and course.seconds[-1] >= 0 else None,
+        held_by=tuple(held) if isinstance(held, list) else (),
+        evidence=tuple(evidence),
+        cause=template.cause,
+        fix=template.fix,
+        runbook=template.runbook,
+        examples=(str(group.key),) if isinstance(group.key, str) and group.key else (),
+        trend=Trend(tuple(group.counts), course.seconds) if course is not None and snapshot else None,
+    )
+
+
+def _resolver(
+    group: _Group, rows: list[Row], count: int, course: Course | None, snapshot: Snapshot
+) -> Resolve:
+    growth = group.counts[-1] - group.counts[0]
+    steady = group.counts == sorted(group.counts)
+    own: Row = {
+        "count": count,
+        "rows": len(rows),
+        "growth": growth,
+        "snapshots": len(group.counts),
+        "process.tasks": snapshot.count("task", "waiting", "ready", "running", "cancelling"),
+        "grew": steady and growth >= max(LEAST_GROWTH, LEAST_RATIO * group.counts[0]),
+        "persisted": min(group.counts),
+        "age_seconds": course.seconds[-1] if course is not None else None,
+    }
+
+    def resolve(path: str) -> Any:
+        return own[path] if path in own else rows[0].get(path)
+
+    return resolve

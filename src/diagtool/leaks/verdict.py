@@ -1,0 +1,207 @@
+"""From snapshots to a report: templates judged, each stack told once, findings ranked.
+
+Here is also where ``proven`` will come from, once the heap is read (a finding whose stacks nothing that can
+still run reaches). Until then nothing claims it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diagtool.leaks import model
+from diagtool.leaks.cluster import Clusters, examples, frames_of, kind_name, stable_id, state_name, things_of
+from diagtool.leaks.evidence import sentences, waiting_on
+from diagtool.leaks.facts import CALLBACK, Facts, Rows
+from diagtool.leaks.match import Match, Matcher
+from diagtool.leaks.model import Finding, Report
+from diagtool.leaks.pattern import StackPattern
+from diagtool.leaks.series import Course, in_order
+from diagtool.leaks.tables import judge_table
+from diagtool.leaks.template import Rule, Template, builtin
+from diagtool.snapshot.model import Snapshot
+
+#: Stacks that must wait at a place that no template knows for it to be a suspect.
+UNKNOWN_COUNT = 100
+#: Clusters that a report lists, besides those of findings; of more the largest.
+MAX_CLUSTERS = 2_000
+#: Retention paths that a finding shows.
+MAX_HELD_BY = 5
+
+_UNKNOWN = Template(
+    id="unknown-place",
+    title="many stacks wait at one place that no template knows",
+    kind="task",
+    match=StackPattern(),
+    severity="low",
+    cause="Unknown. A crowd at one place is often a lost wake-up, a resource that is never given back, or "
+    "a missing limit; it can also be how this program idles.",
+    fix="Look at the innermost frame of your own code. If this is normal, say so in a template of your own "
+    "with idle = true (docs/templates.md).",
+)
+
+
+def judge(
+    snapshots: Sequence[Snapshot],
+    *,
+    templates: Iterable[Template] | None = None,
+    min_count: int | None = None,
+) -> Report:
+    """See :func:`diagtool.leaks.find_leaks`."""
+    series = in_order(snapshots)
+    known = tuple(builtin() if templates is None else templates)
+    snapshot = series[-1]
+    facts = Facts(snapshot)
+    course = Course(series) if len(series) > 1 else None
+    matcher = Matcher(facts, course, min_count)
+    idle, idle_clusters = matcher.idle(known)
+    matches = _assigned(_matches(matcher, known, idle, min_count), len(snapshot.stacks), min_count)
+    made = [(_finding(facts, m, course), m.rows) for m in matches]
+    every = [*(Facts(s) for s in series[:-1]), facts]
+    for template in known:
+        if template.kind == "table":
+            made += [(f, np.zeros(0, np.intp)) for f in judge_table(template, every, course, min_count)]
+    made = _with_ids(made)
+    shown = list(_clusters(facts.clusters, snapshot, made, idle_clusters))
+    left_out = len(facts.clusters) - len(shown)
+    warnings = [w for s in series for w in s.warnings]
+    if left_out:
+        warnings.append(f"{left_out:,} smaller clusters are not listed")
+    report = Report.of(
+        snapshot.target,
+        [finding for finding, _ in made],
+        shown,
+        stacks=len(snapshot.stacks),
+        warnings=warnings,
+        pause_ms=snapshot.pause_ms,
+    )
+    return replace(report, summary=replace(report.summary, clusters=len(facts.clusters)))
+
+
+def _matches(
+    matcher: Matcher, templates: Sequence[Template], idle: NDArray[np.bool_], min_count: int | None
+) -> Iterator[Match]:
+    for template in templates:
+        if not template.idle and isinstance(template.match, StackPattern):
+            yield from matcher.judge(template, idle)
+    least = UNKNOWN_COUNT if min_count is None else max(min_count, UNKNOWN_COUNT)
+    for rows in matcher.unknown_places(templates, idle, least):
+        yield Match(_UNKNOWN, Rule("suspect", least), rows, rows[:0])
+
+
+def _assigned(matches: Iterable[Match], stacks: int, min_count: int | None) -> list[Match]:
+    """Each stack to the match that asks for it first; what is left of the others must still be enough."""
+    taken = np.zeros(stacks, np.bool_)
+    kept = []
+    for match in sorted(matches, key=lambda m: m.order):
+        rows = match.rows[~taken[match.rows]]
+        if len(rows) < (match.rule.min_count if min_count is None else min_count) or not len(rows):
+            continue
+        taken[rows] = True
+        taken[match.explained] = True
+        kept.append(Match(match.template, match.rule, rows, match.explained))
+    return kept
+
+
+def _finding(facts: Facts, match: Match, course: Course | None) -> Finding:
+    snapshot, template, rows = facts.snapshot, match.template, match.rows
+    s = snapshot.stacks
+    first = _typical(facts, rows)
+    created = s.created_by[rows]
+    created = created[created > 0]
+    ages = s.age_seconds[rows] if course is None else np.fmax(s.age_seconds[rows], course.ages(rows))
+    return Finding(
+        id="",
+        template=None if template is _UNKNOWN else template.id,
+        verdict=match.rule.level,
+        severity=template.severity,
+        kind=kind_name(int(s.kind[first])),
+        count=len(rows),
+        title=template.title,
+        state=state_name(int(s.state[first])),
+        wait=snapshot.waits[int(s.wait[first])] or None,
+        waiting_on=waiting_on(snapshot, rows),
+        wait_seconds=_largest(s.wait_seconds[rows]),
+        age_seconds=_largest(ages),
+        created_by=frames_of(snapshot, int(np.bincount(created).argmax())) if len(created) else None,
+        frames=frames_of(snapshot, int(s.trace[first])),
+        held_by=_held_by(snapshot, rows),
+        evidence=sentences(facts, match, course),
+        cause=template.cause,
+        fix=template.fix,
+        runbook=template.runbook,
+        examples=examples(snapshot, rows.tolist()),
+        trend=course.trend(rows) if course is not None else None,
+    )
+
+
+def _held_by(snapshot: Snapshot, rows: Rows) -> tuple[str, ...]:
+    """Who keeps the stacks, the one that keeps most of them first; then who keeps what they wait on."""
+    holders, counts = np.unique(snapshot.stacks.holder[rows], return_counts=True)
+    order = holders[np.argsort(-counts, kind="stable")].tolist()
+    paths = [snapshot.holders[h] for h in order if h >= 0]
+    paths += [path for i in things_of(snapshot, rows)[:100] for path in snapshot.things[int(i)].held_by]
+    return tuple(p for p in dict.fromkeys(paths) if not p.endswith(CALLBACK))[:MAX_HELD_BY]
+
+
+def _typical(facts: Facts, rows: Rows) -> int:
+    """A stack of the largest cluster among ``rows``."""
+    of = facts.clusters.of[rows]
+    clusters, counts = np.unique(of, return_counts=True)
+    return int(rows[of == clusters[counts.argmax()]][0])
+
+
+def _largest(seconds: NDArray[np.float64]) -> float | None:
+    known = seconds[~np.isnan(seconds)]
+    return float(known.max()) if len(known) else None
+
+
+def _with_ids(made: list[tuple[Finding, Rows]]) -> list[tuple[Finding, Rows]]:
+    """Stable ids; a second finding that differs only in line numbers gets one of its own."""
+    seen: dict[str, int] = {}
+    out = []
+    for finding, rows in made:
+        what = "\0".join((finding.template or "", *(finding.examples if finding.kind == "object" else ())))
+        plain = stable_id(what, -1, -1, "", finding.frames)
+        number = seen[plain] = seen.get(plain, 0) + 1
+        id_ = plain if number == 1 else stable_id(f"{what}#{number}", -1, -1, "", finding.frames)
+        out.append((replace(finding, id=id_), rows))
+    return out
+
+
+def _clusters(
+    clusters: Clusters,
+    snapshot: Snapshot,
+    made: list[tuple[Finding, Rows]],
+    idle: dict[int, Template],
+) -> Iterator[model.Cluster]:
+    of_cluster: dict[int, Finding] = {}
+    for finding, rows in made:
+        for index in np.unique(clusters.of[rows]).tolist():
+            of_cluster.setdefault(index, finding)
+    for rank, index in enumerate(clusters.largest_first()):
+        if rank >= MAX_CLUSTERS and index not in of_cluster:
+            continue
+        group = clusters.group(index)
+        found, idle_template = of_cluster.get(index), idle.get(index)
+        wait = snapshot.waits[group.wait] or None
+        frames = frames_of(snapshot, group.trace)
+        template = found.template if found else idle_template.id if idle_template else None
+        yield model.Cluster(
+            id=stable_id("", group.kind, group.state, wait or "", frames),
+            kind=kind_name(group.kind),
+            count=group.count,
+            state=state_name(group.state),
+            wait=wait,
+            template=template,
+            idle=found is None and idle_template is not None,
+            frames=frames,
+            waiting_on=waiting_on(snapshot, group.rows),
+            things=len(things_of(snapshot, group.rows)),
+            wait_seconds=_largest(snapshot.stacks.wait_seconds[group.rows]),
+            examples=examples(snapshot, group.rows.tolist()),
+            finding=found.id if found else None,
+        )

@@ -1,0 +1,212 @@
+"""The JSON documents: ``diagtool.leaks/1``, ``diagtool.stacks/1`` and ``diagtool.snapshot/1``.
+
+The schemas are in ``schema/``. Addresses are hex strings, sizes bytes, times seconds; frames are innermost
+first. Within version 1 fields are only ever added.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from diagtool._version import __version__
+from diagtool.leaks.model import Cluster, Finding, Report, WaitingOn
+from diagtool.report.tree import Node
+from diagtool.snapshot.model import KINDS, Frame, Snapshot, Stack, Target
+
+
+def dumps(document: dict[str, Any]) -> str:
+    """``document`` as text. ASCII only, so that no name can do anything to a terminal."""
+    return json.dumps(document, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+
+
+def schema(name: str) -> dict[str, Any]:
+    """The JSON Schema of a document: ``leaks``, ``stacks`` or ``snapshot``."""
+    path = Path(__file__).parent / "schema" / f"{name}-1.json"
+    document: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return document
+
+
+def leaks(report: Report) -> dict[str, Any]:
+    """The document of ``diagtool leaks``."""
+    return {
+        "schema": "diagtool.leaks/1",
+        "diagtool": __version__,
+        "target": _target(report.target),
+        "pause_ms": _milliseconds(report.pause_ms),
+        "summary": {
+            "stacks": report.summary.stacks,
+            "clusters": report.summary.clusters,
+            "findings": report.summary.findings,
+            "by_verdict": dict(report.summary.by_verdict),
+        },
+        "findings": [_finding(f) for f in report.findings],
+        "clusters": [_cluster(c) for c in report.clusters],
+        "warnings": list(report.warnings),
+    }
+
+
+def stacks(
+    report: Report, *, rows: Iterable[Stack] | None = None, tree: Iterable[Node] | None = None
+) -> dict[str, Any]:
+    """The document of ``diagtool stacks``: the clusters, and if given every stack and the await tree."""
+    document: dict[str, Any] = {
+        "schema": "diagtool.stacks/1",
+        "diagtool": __version__,
+        "target": _target(report.target),
+        "pause_ms": _milliseconds(report.pause_ms),
+        "clusters": [_cluster(c) for c in report.clusters],
+        "warnings": list(report.warnings),
+    }
+    if tree is not None:
+        document["tree"] = [
+            {"depth": n.depth, "count": n.count, "stack": n.stack, "mark": n.mark or None} for n in tree
+        ]
+    if rows is not None:
+        document["stacks"] = [_stack(s) for s in rows]
+    return document
+
+
+def snapshot(snap: Snapshot, file: str) -> dict[str, Any]:
+    """The document of ``diagtool snapshot``. ``tasks`` counts those that are not done."""
+    return {
+        "schema": "diagtool.snapshot/1",
+        "diagtool": __version__,
+        "file": file,
+        "pid": snap.target.pid,
+        "runtime": snap.target.runtime,
+        "pause_ms": _milliseconds(snap.pause_ms),
+        "threads": len(snap.threads) or snap.count("thread"),
+        "tasks": live_tasks(snap),
+        "counts": {"stacks": len(snap.stacks), **{k: snap.count(k) for k in KINDS if snap.count(k)}},
+        "warnings": list(snap.warnings),
+    }
+
+
+def live_tasks(snap: Snapshot) -> int:
+    """How many tasks are not done."""
+    return snap.count("task") - snap.count("task", "done")
+
+
+def _target(target: Target) -> dict[str, Any]:
+    fields: dict[str, Any] = _plain(dataclasses.asdict(target))
+    return fields
+
+
+def _finding(f: Finding) -> dict[str, Any]:
+    trend = None
+    if f.trend is not None:
+        trend = {
+            "counts": list(f.trend.counts),
+            "seconds": [_number(s) for s in f.trend.seconds],
+            "persisted": f.trend.persisted,
+        }
+    return {
+        "id": f.id,
+        "template": f.template,
+        "verdict": f.verdict,
+        "severity": f.severity,
+        "kind": f.kind,
+        "count": f.count,
+        "bytes": f.bytes,
+        "title": f.title,
+        "state": f.state,
+        "wait": f.wait,
+        "waiting_on": _waiting_on(f.waiting_on),
+        "wait_seconds": _number(f.wait_seconds),
+        "age_seconds": _number(f.age_seconds),
+        "created_by": None if f.created_by is None else _frames(f.created_by),
+        "frames": _frames(f.frames),
+        "held_by": list(f.held_by),
+        "evidence": list(f.evidence),
+        "cause": f.cause,
+        "fix": f.fix,
+        "runbook": f.runbook,
+        "examples": list(f.examples),
+        "trend": trend,
+    }
+
+
+def _cluster(c: Cluster) -> dict[str, Any]:
+    return {
+        "id": c.id,
+        "kind": c.kind,
+        "count": c.count,
+        "state": c.state,
+        "wait": c.wait,
+        "template": c.template,
+        "idle": c.idle,
+        "finding": c.finding,
+        "waiting_on": _waiting_on(c.waiting_on),
+        "things": c.things,
+        "wait_seconds": _number(c.wait_seconds),
+        "examples": list(c.examples),
+        "frames": _frames(c.frames),
+    }
+
+
+def _stack(s: Stack) -> dict[str, Any]:
+    waiting_on = None
+    if s.thing is not None:
+        waiting_on = WaitingOn(s.thing.type, s.thing.address, s.thing.detail)
+    return {
+        "id": s.index,
+        "kind": s.kind,
+        "state": s.state,
+        "address": hex(s.address),
+        "name": s.name,
+        "wait": s.wait,
+        "waiting_on": _waiting_on(waiting_on),
+        "thread": s.thread,
+        "loop": None if s.loop is None else hex(s.loop),
+        "created_by": _frames(s.created_by) if s.created_by else None,
+        "held_by": s.held_by,
+        "stuck": s.stuck,
+        "wait_seconds": s.wait_seconds,
+        "age_seconds": s.age_seconds,
+        "frames": _frames(s.frames),
+    }
+
+
+def _waiting_on(waiting_on: WaitingOn | None) -> dict[str, Any] | None:
+    if waiting_on is None:
+        return None
+    address = hex(waiting_on.address) if waiting_on.address else None
+    return {"type": waiting_on.type, "address": address, "detail": waiting_on.detail}
+
+
+def _frames(frames: Sequence[Frame]) -> list[dict[str, Any]]:
+    return [
+        {
+            "function": f.function,
+            "module": f.module,
+            "file": f.file,
+            "line": f.line,
+            "language": f.language,
+            "library": f.library,
+        }
+        for f in frames
+    ]
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _milliseconds(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, 3)
+
+
+def _plain(value: Any) -> Any:
+    # Target.details come from decoders: whatever is no JSON becomes text.
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return _number(value)
+    return value if value is None or isinstance(value, (str, int)) else str(value)

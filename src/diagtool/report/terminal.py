@@ -1,0 +1,271 @@
+"""The report of ``diagtool leaks`` for a person: a paragraph a finding, worst first.
+
+    PROVEN  10,000 tasks  waiting in asyncio.Queue.get                    asyncio-queue-get-starved
+            worker.py:41    in leaf            item = await q.get()
+            worker.py:44    in fetch_all       … 2 library frames folded (-v)
+            waits on asyncio.Queue 0x7f3a… (empty, 10,000 getters)
+            held by  __main__.background_tasks (set, 10,000 items)
+            fix      give every consumer a way to stop: a sentinel, Queue.shutdown() (3.13), or cancel()
+            runbook  docs/runbooks/asyncio-queue-get-starved.md
+
+    1 finding (1 proven), 7 clusters, 10,052 stacks · cpython 3.12.1, pid 4242 · stopped for 3.1 ms
+
+Readable in 80 columns and without colour.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from diagtool.leaks.model import VERDICTS, Cluster, Finding, Report, WaitingOn, is_own
+from diagtool.report.sources import Sources
+from diagtool.report.text import MIN_WIDTH, Line, cells, clean, count, cut, duration, pad, size, wrap
+from diagtool.snapshot.model import Frame, Target
+
+#: Findings shown before the rest is only counted.
+MAX_FINDINGS = 50
+
+#: Frames of one stack that are shown: a recursion of 20,000 frames fits on the screen, too.
+MAX_FRAMES = 12
+MAX_FRAMES_VERBOSE = 100
+
+#: Library frames shown for a stack that has no others.
+_LIBRARY_FRAMES = 3
+
+_MAX_WARNINGS = 5
+_MAX_EVIDENCE = 4
+
+_INDENT = " " * 8
+_LABEL = 9
+
+_STATES = {
+    "waiting": "waiting in {wait}",
+    "running": "running",
+    "ready": "ready to run",
+    "done": "done, but still referenced",
+    "created": "created, but never started",
+    "suspended": "suspended, and nobody drives them",
+    "cancelling": "being cancelled, in {wait}",
+    "unknown": "in {wait}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How to show a report. ``width`` in columns; ``idle``: also clusters that are as they should be."""
+
+    width: int = MIN_WIDTH
+    verbose: bool = False
+    idle: bool = False
+    sources: Sources | None = None
+
+
+def leaks(report: Report, view: View) -> Iterator[Line]:
+    """The lines of the whole report."""
+    for finding in report.findings[:MAX_FINDINGS]:
+        yield from _finding(finding, view)
+        yield []
+    hidden = len(report.findings) - MAX_FINDINGS
+    if hidden > 0:
+        yield [(f"… {count(hidden, 'finding')} more; --format json has all of them", "warning")]
+        yield []
+    if view.idle:
+        idle = [c for c in report.clusters if c.idle]
+        for cluster in idle:
+            yield from _idle(cluster, view)
+        if idle:
+            yield []
+    yield from warnings(report.warnings, view)
+    yield [(_totals(report), "count"), (about(report.target, report.pause_ms), "")]
+
+
+def frames(stack: Sequence[Frame], view: View) -> Iterator[Line]:
+    """Lines for frames (innermost first): the user's own with their source, the library's folded."""
+    shown = list(stack) if view.verbose else [f for f in stack if is_own(f)]
+    if not shown:
+        shown = list(stack[:_LIBRARY_FRAMES])
+    folded = len(stack) - len(shown)
+    limit = MAX_FRAMES_VERBOSE if view.verbose else MAX_FRAMES
+    left_out = max(len(shown) - limit, 0)
+    # The innermost frames say where it hangs, the outermost ones where it came from.
+    head = shown if not left_out else shown[: limit * 2 // 3]
+    tail = [] if not left_out else shown[-(limit - limit * 2 // 3) :]
+    places = max((cells(place(f, view.verbose)) for f in head + tail), default=0)
+    names = max((cells(_function(f)) for f in head + tail), default=0)
+    places, names = min(places, 40), min(names, 32)
+    lines = [_frame(f, view, places, names) for f in head]
+    if tail:
+        lines.append([(_INDENT + f"… {count(left_out, 'frame')} left out", "label")])
+        lines.extend(_frame(f, view, places, names) for f in tail)
+    if folded:
+        note = f"… {count(folded, 'library frame')} folded (-v)"
+        room = view.width - sum(cells(text) for text, _ in lines[-1]) - 2
+        if cells(note) <= room:
+            lines[-1].append(("  " + note, "label"))
+        else:
+            lines.append([(_INDENT + note, "label")])
+    yield from lines
+
+
+def place(frame: Frame, full: bool = False) -> str:
+    """Where a frame is: ``worker.py:41``, the whole path when ``full``."""
+    file = frame.file or frame.library or "?"
+    if not full and not file.startswith("<"):
+        folder, base = posixpath.split(file)
+        # __init__.py alone says nothing.
+        file = posixpath.join(posixpath.basename(folder), base) if base.startswith("__") else base
+    return clean(file) if frame.line is None else f"{clean(file)}:{frame.line}"
+
+
+def thing(waiting_on: WaitingOn) -> str:
+    """What is waited on, in words: ``asyncio.Queue 0x7f3a… (empty, 10,000 getters)``."""
+    text = clean(waiting_on.type)
+    if waiting_on.address:
+        text += f" 0x{waiting_on.address:x}"
+    return f"{text} ({clean(waiting_on.detail, 500)})" if waiting_on.detail else text
+
+
+def doing(state: str, wait: str | None) -> str:
+    """What stacks of a state do: ``waiting in asyncio.Queue.get``."""
+    pattern = _STATES.get(state, "in {wait}")
+    if "{wait}" not in pattern:
+        return f"{pattern} (in {clean(wait)})" if wait else pattern
+    if wait:
+        return pattern.format(wait=clean(wait))
+    return {"unknown": "in an unknown state", "cancelling": "being cancelled"}.get(state, state)
+
+
+def about(target: Target, pause_ms: float | None) -> str:
+    """The end of the last line: what was looked at, and what it cost the process."""
+    parts = [target.runtime or "unknown runtime"]
+    if target.flavour not in ("", "release"):
+        parts[0] += f" ({target.flavour})"
+    if target.pid is not None:
+        parts.append(("core of " if target.kind == "core" else "") + f"pid {target.pid}")
+    text = " · " + clean(", ".join(parts))
+    if target.signal:
+        text += f" · killed by signal {target.signal}"
+    if pause_ms is not None:
+        text += f" · stopped for {pause_ms:.1f} ms"
+    return text
+
+
+def warnings(texts: Sequence[str], view: View) -> Iterator[Line]:
+    """What could not be read, then an empty line."""
+    shown = texts if view.verbose else texts[:_MAX_WARNINGS]
+    for text in shown:
+        for i, part in enumerate(wrap(clean(text, 1000), view.width - 9)):
+            yield [("warning: " if not i else " " * 9, "warning"), (part, "")]
+    if len(texts) > len(shown):
+        yield [(f"… {count(len(texts) - len(shown), 'warning')} more (-v)", "warning")]
+    if texts:
+        yield []
+
+
+def _finding(finding: Finding, view: View) -> Iterator[Line]:
+    verdict = f"{finding.verdict.upper():<8}"
+    number = count(finding.count, finding.kind)
+    does = doing(finding.state, finding.wait)
+    if finding.bytes is not None:
+        number += f", {size(finding.bytes)}"
+    head: Line = [(verdict, finding.verdict), (number, "count"), ("  " + does, "")]
+    template = clean(finding.template or "no template")
+    used = sum(cells(text) for text, _ in head)
+    if used + 2 + cells(template) <= view.width:
+        head.append((" " * (view.width - used - cells(template)) + template, "template"))
+        yield head
+    else:
+        yield head
+        yield [(_INDENT + template, "template")]
+    if view.verbose and finding.title:
+        yield from _labelled("what", finding.title, view)
+    yield from frames(finding.frames, view)
+    if finding.waiting_on is not None:
+        yield from _labelled("waits on", thing(finding.waiting_on), view)
+    yield from _times(finding, view)
+    if finding.created_by:
+        own = next((f for f in finding.created_by if is_own(f)), finding.created_by[0])
+        yield from _labelled("created", f"{place(own, view.verbose)} in {_name(own)}", view)
+    names = [clean(name, 60) for name in finding.examples if name]
+    if names:
+        more = finding.count - len(names)
+        yield from _labelled("named", ", ".join(names) + (" …" if more > 0 else ""), view)
+    for i, holder in enumerate(finding.held_by[: None if view.verbose else 1]):
+        yield from _labelled("" if i else "held by", holder, view)
+    for i, reason in enumerate(finding.evidence[: None if view.verbose else _MAX_EVIDENCE]):
+        yield from _labelled("" if i else "why", reason, view)
+    if view.verbose and finding.cause:
+        yield from _labelled("cause", finding.cause, view)
+    if finding.fix:
+        yield from _labelled("fix", finding.fix, view, "fix")
+    if finding.runbook:
+        yield from _labelled("runbook", finding.runbook, view)
+
+
+def _times(finding: Finding, view: View) -> Iterator[Line]:
+    since = []
+    if finding.wait_seconds is not None:
+        since.append(f"waiting for up to {duration(finding.wait_seconds)}")
+    if finding.age_seconds is not None:
+        since.append(f"the oldest is {duration(finding.age_seconds)} old")
+    if since:
+        yield from _labelled("since", ", ".join(since), view)
+    if finding.trend is not None:
+        counts = " → ".join(f"{n:,}" for n in finding.trend.counts[-6:])
+        text = f"{counts}, {finding.trend.persisted:,} of them in all snapshots"
+        last = finding.trend.seconds[-1] if finding.trend.seconds else float("nan")
+        if last == last:
+            text += f", over {duration(last)}"
+        yield from _labelled("trend", text, view)
+
+
+def _idle(cluster: Cluster, view: View) -> Iterator[Line]:
+    head: Line = [
+        ("IDLE    ", "idle"),
+        (count(cluster.count, cluster.kind), "count"),
+        ("  " + doing(cluster.state, cluster.wait), ""),
+    ]
+    if cluster.template:
+        head.append(("  " + clean(cluster.template), "template"))
+    yield head
+    if view.verbose:
+        yield from frames(cluster.frames, view)
+
+
+def _labelled(label: str, text: str, view: View, style: str = "") -> Iterator[Line]:
+    for i, part in enumerate(wrap(clean(text, 2000), view.width - len(_INDENT) - _LABEL)):
+        yield [(_INDENT + pad("" if i else label, _LABEL), "label"), (part, style)]
+
+
+def _frame(frame: Frame, view: View, places: int, names: int) -> Line:
+    style = "own" if is_own(frame) else "library"
+    line: Line = [
+        (_INDENT + pad(place(frame, view.verbose), places), style),
+        ("  " + pad(_function(frame), names), style),
+    ]
+    if view.sources is not None:
+        room = view.width - sum(cells(text) for text, _ in line) - 2
+        source = view.sources.line(frame)
+        if source and room >= 12:
+            line.append(("  " + cut(source, room), "source"))
+    return line
+
+
+def _function(frame: Frame) -> str:
+    return f"in {_name(frame)}"
+
+
+def _name(frame: Frame) -> str:
+    # Qualified names of nested functions are long and say little: main.<locals>.worker is worker.
+    return clean(frame.function.rpartition("<locals>.")[2] or "?", 100)
+
+
+def _totals(report: Report) -> str:
+    summary = report.summary
+    text = count(summary.findings, "finding")
+    by_verdict = [f"{summary.by_verdict[v]:,} {v}" for v in VERDICTS if summary.by_verdict.get(v)]
+    if by_verdict:
+        text += f" ({', '.join(by_verdict)})"
+    return f"{text}, {count(summary.clusters, 'cluster')}, {count(summary.stacks, 'stack')}"

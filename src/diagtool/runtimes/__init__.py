@@ -1,0 +1,1 @@
+"""Structure found in captured bytes, one package a runtime."""

@@ -1,0 +1,116 @@
+"""From a capture of a CPython process to a snapshot."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diagtool.capture.model import Capture
+from diagtool.runtimes.cpython import asyncstacks
+from diagtool.runtimes.cpython.addresssets import distinct
+from diagtool.runtimes.cpython.codes import Codes
+from diagtool.runtimes.cpython.context import Context
+from diagtool.runtimes.cpython.greenlets import add_greenlets
+from diagtool.runtimes.cpython.holders import hold_stacks
+from diagtool.runtimes.cpython.interpreters import Interpreter, read_interpreters
+from diagtool.runtimes.cpython.objects import Objects
+from diagtool.runtimes.cpython.runtime import find_runtime
+from diagtool.runtimes.cpython.threads import decode_threads
+from diagtool.runtimes.cpython.vectors import Vectors
+from diagtool.runtimes.cpython.waiters import judge_exclusive
+from diagtool.snapshot.model import Snapshot, SnapshotBuilder, Target
+
+_MAX_HELD_THINGS = 10_000  # things whose holders are looked for
+
+
+def decode(capture: Capture) -> Snapshot:
+    """Decode threads and tasks of a captured CPython process.
+
+    Raises NotSupported when the process has no CPython of a known version; whatever else can't be read
+    becomes a warning of the snapshot.
+    """
+    collecting = gc.isenabled()
+    gc.disable()  # nothing of what is made becomes garbage, and there is much of it
+    try:
+        return _decode(capture)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _decode(capture: Capture) -> Snapshot:
+    runtime = find_runtime(capture)
+    objects = Objects(capture.memory, runtime.layout, runtime.version, runtime.free_threaded)
+    target = _target(capture, runtime.flavour)
+    ctx = Context(capture, runtime, objects, Vectors(objects), Codes(objects), SnapshotBuilder(target))
+    for warning in capture.warnings:
+        ctx.warn(warning)
+    interpreters = read_interpreters(ctx)
+    target.runtime = f"cpython {_full_version(ctx, interpreters[0].system if interpreters else 0)}"
+    threads = decode_threads(ctx, interpreters)
+    tasks = asyncstacks.decode_tasks(ctx, interpreters, threads)
+    add_greenlets(ctx, interpreters)
+    timeouts = ctx.builder.snapshot.tables.setdefault("timeouts", [])
+    timeouts += [{"stack": t.row, "left": round(t.time_left, 3)} for t in threads if t.time_left is not None]
+    stuck = judge_exclusive(ctx, tasks, threads)
+    holder = _hold(ctx, interpreters, tasks)
+    snapshot = ctx.builder.finish()
+    rows = slice(tasks.first, tasks.first + len(tasks.tasks))
+    snapshot.stacks.holder[rows] = holder
+    snapshot.stacks.stuck[rows] = stuck[: len(tasks.tasks)]
+    snapshot.stacks.stuck[[t.row for t in threads]] = stuck[len(tasks.tasks) :]
+    snapshot.pause_ms = capture.pause_ms
+    return snapshot
+
+
+def _target(capture: Capture, flavour: str) -> Target:
+    process = capture.process
+    details = {
+        "uid": process.uid,
+        "gid": process.gid,
+        "cgroup": process.cgroup,
+        "namespaces": process.namespaces,
+        "environ": process.environ,
+        "ns_pid": process.ns_pid,
+    }
+    return Target(
+        kind=capture.kind,
+        pid=process.pid,
+        flavour=flavour,
+        exe=process.exe,
+        cmdline=list(process.cmdline),
+        start_time=process.start_time,
+        captured_at=process.captured_at,
+        boot_id=process.boot_id,
+        signal=process.signal,
+        details={k: v for k, v in details.items() if v},
+    )
+
+
+def _hold(ctx: Context, interpreters: list[Interpreter], tasks: asyncstacks.TaskStacks) -> NDArray[np.int64]:
+    """Who holds the tasks (index into Snapshot.holders for each), and the things that others reach."""
+    things = [t for t in ctx.builder.snapshot.things if t.address and not t.exclusive][:_MAX_HELD_THINGS]
+    addresses = np.array([t.address for t in things], np.uint64)
+    wanted = distinct(np.concatenate([tasks.tasks.address, addresses]))
+    inner = [level.objects for level in tasks.chains.levels]
+    parts = distinct(np.concatenate([tasks.tasks.address, *inner]))
+    holder, paths = hold_stacks(ctx, interpreters, tasks.chains, wanted, parts)
+    for thing, index in zip(things, holder[np.searchsorted(wanted, addresses)].tolist(), strict=True):
+        if index >= 0:
+            thing.held_by.append(paths[index])
+    own: NDArray[np.int64] = holder[np.searchsorted(wanted, tasks.tasks.address)]
+    used, inverse = np.unique(own[own >= 0], return_inverse=True)
+    ctx.builder.snapshot.holders = [paths[i] for i in used.tolist()]
+    own[own >= 0] = inverse
+    return own
+
+
+def _full_version(ctx: Context, system: int) -> str:
+    """ "3.12.1" from sys.version, else what the runtime itself says."""
+    text = ctx.objects.text(ctx.objects.dict_get(system, "version")) if system else None
+    if text and text[:1] == "3":
+        return text.split()[0][:32]
+    major, minor = ctx.runtime.version
+    return f"{major}.{minor}" + (f".{ctx.runtime.micro}" if ctx.runtime.micro is not None else "")

@@ -1,0 +1,61 @@
+"""Why a process may not be read: the first thing in the way is named, with what to do about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from diagtool.capture.access import Access
+
+
+def access(**changes: Any) -> Access:
+    usual: dict[str, Any] = {
+        "our_uid": 1000,
+        "their_uids": (1000, 1000, 1000),
+        "capable": False,
+        "same_user_namespace": True,
+        "yama": None,
+        "descendant": False,
+        "seccomp": 0,
+        "dumpable": True,
+    }
+    return Access(**{**usual, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"yama": 0},
+        {"yama": 1, "descendant": True},
+        {"capable": True, "their_uids": (0, 0, 0)},
+        {"capable": True, "yama": 2},
+        {"capable": True, "dumpable": False},
+        {"dumpable": None},
+    ],
+)
+def test_nothing_is_in_the_way(changes: dict[str, Any]) -> None:
+    assert access(**changes).obstacle() is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "help"),
+    [
+        ({"their_uids": (0, 0, 0)}, "belongs to uid 0, we are uid 1000", "sudo"),
+        ({"their_uids": (1000, 0, 0)}, "belongs to uid 1000", "root"),
+        ({"their_uids": ()}, "uid unknown", "root"),
+        ({"yama": 1}, "ptrace_scope 1", "kernel.yama.ptrace_scope=0"),
+        ({"yama": 2, "descendant": True}, "ptrace_scope 2", "root"),
+        ({"yama": 3, "capable": True}, "ptrace_scope 3", "core"),
+        ({"dumpable": False}, "not dumpable", "root"),
+        ({"seccomp": 2}, "seccomp", "--cap-add SYS_PTRACE"),
+        ({"seccomp": 2, "capable": True}, "seccomp", "--cap-add SYS_PTRACE"),
+        ({"capable": True, "same_user_namespace": False, "their_uids": (0, 0, 0)}, "uid 0", "root"),
+    ],
+)
+def test_what_is_in_the_way(changes: dict[str, Any], what: str, help: str) -> None:
+    found = access(**changes).obstacle()
+    assert found is not None
+    assert what in found[0]
+    assert help in found[1]

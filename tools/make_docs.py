@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Fill in what programs say in docs/: help texts, the schema, samples of reports.
+
+usage: make_docs.py [--check] [--samples]
+
+A page holds blocks between two comments; this program writes what is between them:
+
+    <!-- make_docs: help leaks -->                      what `diagtool leaks --help` prints
+    <!-- make_docs: file src/diagtool/snapshot/schema.sql -->
+    <!-- make_docs: run leaks service.diag -->          what the command prints, about the demo service
+    <!-- make_docs: sql SELECT * FROM cluster_text -->  what sqlite3 answers, about the same
+    <!-- /make_docs -->
+
+Help and files are always written. Samples (run, sql) only with --samples, because they start the demo service
+(fixtures/python/service.py) and take a snapshot of it; its pid is shown as 4242. --check writes nothing and
+fails when a help text or a file is not what it should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DIAGTOOL = [sys.executable, "-m", "diagtool"]
+SERVICE = [sys.executable, str(ROOT / "fixtures/python/service.py"), "leak", "200"]
+SHOWN_PID = "4242"
+SHOWN_ROOT = "/srv/shop"
+
+BLOCK = re.compile(r"(<!-- make_docs: (\w+) (.*?) -->\n).*?(<!-- /make_docs -->)", re.DOTALL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--samples", action="store_true")
+    options = parser.parse_args()
+    if not options.samples:
+        return write(None, options.check)
+    with service() as sample:
+        return write(sample, options.check)
+
+
+def write(sample: Sample | None, check: bool) -> int:
+    """Fill in every page; the number of pages that were wrong, if only checking."""
+    stale = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        before = page.read_text("utf-8")
+        after = filled(before, sample)
+        if after != before:
+            stale.append(page.relative_to(ROOT))
+            if not check:
+                page.write_text(after, "utf-8")
+    for page in stale:
+        print(f"{page} {'is stale: run tools/make_docs.py' if check else 'written'}")
+    return len(stale) if check else 0
+
+
+def filled(page: str, sample: Sample | None) -> str:
+    """``page`` with its blocks filled in; samples stay as they are when there is no ``sample``."""
+
+    def fill(match: re.Match[str]) -> str:
+        head, what, argument, tail = match.groups()
+        if what in ("run", "sql") and sample is None:
+            return match[0]
+        return f"{head}\n{block(what, argument, sample)}\n{tail}"
+
+    return BLOCK.sub(fill, page)
+
+
+def block(what: str, argument: str, sample: Sample | None) -> str:
+    """The Markdown of one block."""
+    if what == "help":
+        words = argument.split() if argument != "diagtool" else []
+        return fenced(f"$ {' '.join(['diagtool', *words, '--help'])}\n" + run([*words, "--help"]))
+    if what == "file":
+        path = ROOT / argument
+        return fenced(path.read_text("utf-8"), path.suffix.lstrip("."))
+    if sample is None:
+        raise ValueError(f"{what} needs the demo service")
+    if what == "run":
+        words = [sample.pid if word == "PID" else word for word in argument.split()]
+        text = f"$ diagtool {argument.replace('PID', SHOWN_PID)}\n{run(words, sample.folder)}"
+        return fenced(sample.shown(text))
+    if what == "sql":
+        return fenced(sample.shown(f'$ sqlite3 service.diag "{argument}"\n{sample.ask(argument)}'))
+    raise ValueError(f"no such block: {what}")
+
+
+def fenced(text: str, language: str = "text") -> str:
+    lines = [line.rstrip() for line in text.rstrip().splitlines()]
+    return "\n".join([f"```{language}", *lines, "```"])
+
+
+def run(words: list[str], folder: str | None = None) -> str:
+    """What diagtool prints. COLUMNS makes the width of help texts independent of the terminal."""
+    environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run([*DIAGTOOL, *words], cwd=folder, env=environment, capture_output=True, timeout=120)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"diagtool {' '.join(words)}: {done.stderr.decode()}")
+    return done.stdout.decode("utf-8")
+
+
+class Sample:
+    """The demo service and a snapshot of it."""
+
+    def __init__(self, pid: str, folder: str) -> None:
+        self.pid = pid
+        self.folder = folder
+        run(["snapshot", pid, "-o", "service.diag"], folder)
+
+    def shown(self, text: str) -> str:
+        """``text`` without what only this machine has."""
+        text = re.sub(rf"\b{self.pid}\b", SHOWN_PID, text).replace(str(ROOT), SHOWN_ROOT)
+        python = Path(sys.executable).resolve()
+        return text.replace(str(python), f"/usr/bin/{python.name}").replace(os.uname().release, "6.12.0")
+
+    def ask(self, query: str) -> str:
+        with sqlite3.connect(Path(self.folder, "service.diag")) as db:
+            rows = db.execute(query).fetchall()
+        return "\n".join("|".join("" if value is None else str(value) for value in row) for row in rows)
+
+
+@contextmanager
+def service() -> Iterator[Sample]:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(SERVICE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            ready = next((line for line in process.stdout if line.startswith("READY")), "")
+            if not ready:
+                raise RuntimeError("the demo service did not get ready")
+            yield Sample(ready.split()[1], folder)
+        finally:
+            process.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
