@@ -32,10 +32,7 @@ STILL_GOOD = {("c02", "leak"): 1}
 
 #: Leaks that are not found yet, and the fact that the decoder would have to give (docs/templates.md).
 NOT_YET = {
-    ("a10", "leak"): "what the traceback of a finished task's exception refers to",
-    ("a10", "ignored"): "the same; and before 3.11 tasks do not count cancellations",
-    ("a12", "leak"): "arguments of jobs queued in an executor whose workers are all stuck",
-    ("a16", "leak"): "table transports: gc_enabled",
+    ("a10", "ignored"): "before 3.11: what the traceback of the exception that a coroutine handles refers to",
     ("a18", "leak2"): "state.child of a process: zombie",
 }
 

@@ -168,7 +168,7 @@ def _add_counts(
 ) -> None:
     tables, counts, census = ctx.builder.snapshot.tables, sources.counts, sources.census
     tables["object_counts"] = counts.counts(census)
-    tables["transports"] = counts.transports(census)
+    tables["transports"] = counts.transports(census, interpreters)
     tables["threading"] = counts.threads(census, interpreters)
     pending = tasks.address[tasks.state == PENDING]
     pending = pending[may_have_callbacks(ctx, pending)]

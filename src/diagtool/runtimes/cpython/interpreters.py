@@ -45,6 +45,7 @@ class Interpreter:
     gil: int
     threads: list[PythonThread] = field(default_factory=list)
     collecting: bool = False
+    collects: bool | None = None  # gc.isenabled(); None where the word is neither 0 nor 1
 
     def module_dict(self, ctx: Context, name: str) -> int:
         """Address of the ``__dict__`` of a loaded module, 0 when it is not loaded."""
@@ -88,10 +89,16 @@ def _interpreter(ctx: Context, address: int) -> Interpreter:
         if gil_field is not None
         else ctx.runtime.address + lay["_PyRuntimeState.ceval.gil.locked"] - lay["_gil_runtime_state.locked"],
         collecting=bool(m.i32(address + lay["PyInterpreterState.gc.collecting"])),
+        collects=_collects(ctx, address),
     )
     _read_threads(ctx, interpreter)
     _name_threads(ctx, interpreter)
     return interpreter
+
+
+def _collects(ctx: Context, address: int) -> bool | None:
+    word = ctx.objects.memory.i32(address + ctx.runtime.layout["PyInterpreterState.gc.enabled"])
+    return {0: False, 1: True}.get(word)
 
 
 def _read_threads(ctx: Context, interpreter: Interpreter) -> None:

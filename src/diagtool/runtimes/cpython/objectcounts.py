@@ -68,15 +68,24 @@ class ObjectCounts:
         ranked = sorted(found.items(), key=lambda item: (-item[1], item[0]))
         return [{"type": name, "count": count} for name, count in ranked if count]
 
-    def transports(self, census: Census) -> list[dict[str, Any]]:
-        """{"type": "asyncio.selector_events._SelectorSocketTransport", "closed": True, "count": 150}"""
+    def transports(self, census: Census, interpreters: list[Interpreter]) -> list[dict[str, Any]]:
+        """How many transports are closed, how many open, and whether the collector is on.
+
+            {"type": "asyncio.selector_events._SelectorSocketTransport", "closed": True, "count": 150,
+             "gc_enabled": False}
+
+        ``gc_enabled`` is None where interpreters differ: whose the transports are is not told apart.
+        """
         rows: list[dict[str, Any]] = []
+        collects = {i.collects for i in interpreters}
+        enabled = collects.pop() if len(collects) == 1 else None
         for key, types in self._transports.items():
             found = census.of(types)
             ends = self.ctx.vectors.attribute(found, _TRANSPORTS[key])
             closed = int((self.ctx.vectors.are(ends, "NoneType")).sum())
             counts = ((True, closed), (False, len(found) - closed))
-            rows += [{"type": ".".join(key), "closed": c, "count": n} for c, n in counts if n]
+            row = {"type": ".".join(key), "gc_enabled": enabled}
+            rows += [{**row, "closed": c, "count": n} for c, n in counts if n]
         return rows
 
     def threads(self, census: Census, interpreters: list[Interpreter]) -> list[dict[str, Any]]:
