@@ -33,7 +33,6 @@ STILL_GOOD = {("c02", "leak"): 1}
 #: Leaks that are not found yet, and the fact that the decoder would have to give (docs/templates.md).
 NOT_YET = {
     ("a10", "ignored"): "before 3.11: what the traceback of the exception that a coroutine handles refers to",
-    ("a18", "leak2"): "state.child of a process: zombie",
 }
 
 CATALOGUE = {t.id: t.catalogue for t in builtin()}

@@ -438,6 +438,36 @@ def communicates_with_children_that_have_ended(w: World) -> None:
     w.tasks(6, "asyncio.Process.communicate", text, children)
 
 
+_PROCESS_WAIT = "asyncio/subprocess.py:Process.wait:137 app.py:run:3"
+
+
+@healthy
+def children_that_came_and_went_around_the_snapshot(w: World) -> None:
+    children = [w.thing("asyncio.subprocess.Process", child="gone", pid=7) for _ in range(6)]
+    w.tasks(6, "asyncio.Process.wait", _PROCESS_WAIT, children)
+
+
+@healthy
+def zombies_that_a_busy_loop_has_not_come_to(w: World) -> None:
+    children = [w.thing("asyncio.subprocess.Process", child="zombie", pid=7) for _ in range(6)]
+    w.tasks(6, "asyncio.Process.wait", _PROCESS_WAIT, children)
+    w.threads(1, "", f"app.py:compute:9 {HANDLE}", main=True, state="running")
+
+
+@leak("subprocess-wait-never-returns", 1, "suspect")
+def waits_for_one_zombie(w: World) -> None:
+    child = w.thing("asyncio.subprocess.Process", child="zombie", pid=7)
+    w.tasks(1, "asyncio.Process.wait", _PROCESS_WAIT, child)
+
+
+@healthy
+def output_goes_on_after_the_child_was_reaped(w: World) -> None:
+    child = w.thing("asyncio.subprocess.Process", child="gone", returncode=0, pid=7)
+    w.tasks(
+        1, "asyncio.Process.communicate", "asyncio/subprocess.py:Process.communicate:201 app.py:run:3", child
+    )
+
+
 @healthy
 def waits_for_children_that_run(w: World) -> None:
     children = [w.thing("asyncio.subprocess.Process", child="running", pid=7) for _ in range(60)]

@@ -200,3 +200,14 @@ def test_events_without_a_thing_are_the_same_stacks() -> None:
 
     course = Course(taken(build, build))
     assert course.since.tolist() == [0, 0, 0, 0]
+
+
+def test_a_child_that_is_gone_counts_once_its_task_has_waited_for_seconds() -> None:
+    def build(w: World) -> None:
+        child = replace(w.thing("asyncio.subprocess.Process", child="gone", pid=7), address=0x9000)
+        frames_of_wait = "asyncio/subprocess.py:Process.wait:137 app.py:run:3"
+        w.tasks(1, "asyncio.Process.wait", frames_of_wait, child, address=0x5000)
+
+    (finding,) = report(build, build, every=5.0).findings
+    assert (finding.template, finding.verdict) == ("subprocess-wait-never-returns", "likely")
+    assert not report(build, build, every=1.0).findings

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from diagtool.capture.children import Children
     from diagtool.capture.memory import AddressSpace
     from diagtool.capture.modules import Module
 
@@ -72,6 +73,7 @@ class ProcessInfo:
     machine: str = "x86_64"
     signal: int | None = None  # that killed it (cores)
     boot_id: str | None = None
+    children: Children | None = None  # a core does not tell
 
 
 @dataclass(slots=True)

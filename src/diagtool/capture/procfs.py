@@ -119,6 +119,7 @@ class Stat:
 
     comm: str
     state: str
+    parent: int
     flags: int
     utime: int
     stime: int
@@ -136,6 +137,7 @@ def parse_stat(text: bytes) -> Stat | None:
         return Stat(
             comm=text[opening + 1 : closing].decode("utf-8", "replace"),
             state=rest[0].decode("ascii", "replace")[:1],
+            parent=int(rest[1]),
             flags=int(rest[6]),
             utime=int(rest[11]),
             stime=int(rest[12]),
@@ -242,6 +244,8 @@ def innermost_pid(status: dict[str, str]) -> int | None:
 
 def read_process(pid: int) -> ProcessInfo:
     """What /proc says of a process now; fields that can't be read stay empty."""
+    from diagtool.capture.children import Children  # which reads with what is here
+
     base = f"/proc/{pid}/"
     status = parse_status(try_read(base + "status") or b"")
     stat = parse_stat(try_read(base + "stat") or b"")
@@ -263,6 +267,7 @@ def read_process(pid: int) -> ProcessInfo:
         start_time=_boot_time() + stat.start_ticks / os.sysconf("SC_CLK_TCK") if stat else None,
         machine=os.uname().machine,
         boot_id=boot_id or None,
+        children=Children(pid),
     )
 
 

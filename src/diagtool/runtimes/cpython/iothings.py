@@ -90,18 +90,25 @@ def read_servers(ctx: Context, things: U64) -> tuple[list[State], list[str]]:
 
 
 def read_processes(ctx: Context, things: U64) -> tuple[list[State], list[str]]:
-    """``pid`` of children, ``returncode`` where asyncio knows it already."""
+    """``pid`` of children, ``returncode`` where asyncio knows it already, and ``child``, what the kernel knew:
+    "running", "zombie" or "gone", None where that is not sure."""
     v = ctx.vectors
     transports = v.attribute(things, "_transport")
     pids = v.integers(v.attribute(things, "pid"))
     pids = np.where(pids > 0, pids, v.integers(v.attribute(transports, "_pid"))).tolist()
     codes = v.integers(v.attribute(transports, "_returncode"), 1 << 40).tolist()
+    children = ctx.capture.process.children
     states, details = [], []
     for pid, code in zip(pids, codes, strict=True):
         known = None if code == 1 << 40 else code
-        states.append({"pid": pid if pid > 0 else None, "returncode": known})
+        child = children.state(pid) if children is not None and pid > 0 else None
+        states.append({"pid": pid if pid > 0 else None, "returncode": known, "child": child})
         words = f"pid {pid}" if pid > 0 else ""
-        details.append(f"{words} ended with {known}" if known is not None else words)
+        if known is not None:
+            words = f"{words} ended with {known}"
+        elif child in ("zombie", "gone"):
+            words = f"{words}, a zombie" if child == "zombie" else f"{words}, which is gone"
+        details.append(words)
     return states, details
 
 
