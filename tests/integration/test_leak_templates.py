@@ -30,11 +30,6 @@ LATE_WITHIN = 20.0  # seconds
 #: Of the stacks of a leak, those that are as they should be: the last of the listeners is in use.
 STILL_GOOD = {("c02", "leak"): 1}
 
-#: Leaks that are not found yet, and the fact that the decoder would have to give (docs/templates.md).
-NOT_YET = {
-    ("a10", "ignored"): "before 3.11: what the traceback of the exception that a coroutine handles refers to",
-}
-
 CATALOGUE = {t.id: t.catalogue for t in builtin()}
 JUDGED = [f for f in FIXTURES.values() if f.template or f.kind == "idle"]
 
@@ -91,10 +86,7 @@ def complaints(fixture: Fixture, interpreter: Interpreter) -> Iterator[str]:
 def test_leaks_are_found_and_healthy_programs_are_not(interpreter: Interpreter, fixture: Fixture) -> None:
     if interpreter.minor < fixture.min_minor:
         pytest.skip(f"{fixture.name} needs 3.{fixture.min_minor}")
-    wrong = list(complaints(fixture, interpreter))
-    if wrong and all((fixture.name, text.partition(":")[0]) in NOT_YET for text in wrong):
-        pytest.xfail("; ".join(NOT_YET[fixture.name, text.partition(":")[0]] for text in wrong))
-    assert wrong == []
+    assert list(complaints(fixture, interpreter)) == []
 
 
 #: One interpreter for what does not hang on the version.

@@ -194,6 +194,12 @@ def _step(ctx: Context, outer: int, inner: int) -> str:
             return ""
         if kind == "method":
             return ".__self__"
+        if kind == "traceback":
+            return ".tb_next" if o.kind(inner) == kind else ".tb_frame"
+        if kind == "frame":
+            return ".f_back" if o.kind(inner) == kind else ".f_locals"
+        if o.kind(inner) == "traceback":
+            return ".__traceback__"
         name = o.attribute_name(outer, inner)
         if name:
             return f".{name}"

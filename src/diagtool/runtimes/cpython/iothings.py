@@ -90,7 +90,7 @@ def read_servers(ctx: Context, things: U64) -> tuple[list[State], list[str]]:
 
 
 def read_processes(ctx: Context, things: U64) -> tuple[list[State], list[str]]:
-    """``pid`` of children, ``returncode`` where asyncio knows it already, and ``child``, what the kernel knew:
+    """``pid`` of children, ``returncode`` where asyncio knows it already; ``child``, what the kernel knows:
     "running", "zombie" or "gone", None where that is not sure."""
     v = ctx.vectors
     transports = v.attribute(things, "_transport")

@@ -24,6 +24,11 @@ MAX_ITEMS = 1 << 17  # of one container; larger ones have no edges
 _MAX_EDGES = 1 << 24  # of one call
 
 _HEAPTYPE = 1 << 9
+_BASE_EXCEPTION = 1 << 30  # Py_TPFLAGS_BASE_EXC_SUBCLASS
+_MAX_SLOTS = 1 << 16  # of one frame
+
+#: Names that a class of the program may have as well, which then is none of CPython's own.
+_STATIC = ("frame", "traceback")
 _0 = np.uint64(0)
 _TAGS = np.uint64(~STACKREF_TAGS & (1 << 64) - 1)
 
@@ -82,6 +87,8 @@ class Referents:
             "coroutine_wrapper": lambda a: self._fields(a, "PyCoroWrapper.cw_coroutine"),
             "async_generator_asend": lambda a: self._fields(a, "PyAsyncGenASend.ags_gen"),
             "builtin_function_or_method": lambda a: self._fields(a, "PyCFunctionObject.m_self"),
+            "traceback": lambda a: self._fields(a, "PyTracebackObject.tb_next", "PyTracebackObject.tb_frame"),
+            "frame": self._frame,
             **dict.fromkeys(GENERATOR_KINDS, self._generator),
         }
 
@@ -96,21 +103,25 @@ class Referents:
 
     def known(self, type_address: int) -> bool:
         """Whether edges of this type are known."""
+        return self._reader(type_address) is not None
+
+    def _reader(self, type_address: int) -> Callable[[U64], Edges] | None:
+        flags = self.ctx.objects.type_flags(type_address)
         name = self.ctx.objects.type_name(type_address)
-        return name in self._by_name or self._plain_instance(type_address)
+        if name in self._by_name and not (name in _STATIC and flags & _HEAPTYPE):
+            return self._by_name[name]
+        if flags & _BASE_EXCEPTION:
+            return lambda a: self._exceptions(a, type_address)
+        if self._plain_instance(type_address):
+            return lambda a: self._instances(a, type_address)
+        return None
 
     def _of_type(self, objects: U64, type_address: int) -> Edges:
-        if not type_address:
-            return no_edges()
-        reader = self._by_name.get(self.ctx.objects.type_name(type_address))
+        reader = self._reader(type_address) if type_address else None
         try:
-            if reader is not None:
-                return reader(objects)
-            if self._plain_instance(type_address):
-                return self._instances(objects, type_address)
+            return reader(objects) if reader is not None else no_edges()
         except MemoryFault:
-            pass
-        return no_edges()
+            return no_edges()
 
     # -- containers -------------------------------------------------------------------------------------
 
@@ -180,7 +191,57 @@ class Referents:
 
     def _generator(self, objects: U64) -> Edges:
         columns = read_generators(self.ctx, objects)
-        return slot_edges(self.ctx, columns.frame, columns.locals, columns.depth)
+        slots = slot_edges(self.ctx, columns.frame, columns.locals, columns.depth)
+        return joined([slots, handled_exceptions(self.ctx, objects)])
+
+    def _frame(self, objects: U64) -> Edges:
+        """Of frames that outlived their call, which tracebacks keep. The slots of all others are counted with
+        the flow of control that they belong to."""
+        if self.ctx.runtime.version < (3, 11):
+            return self._frame_object(objects)
+        v, lay = self.ctx.vectors, self.ctx.runtime.layout
+        own = objects + np.uint64(lay["PyFrameObject._f_frame_data"])
+        rows = np.flatnonzero(v.field(objects, "PyFrameObject.f_frame") == own)  # take_ownership(), frame.c
+        frames = own[rows]
+        first = frames + np.uint64(lay["_PyInterpreterFrame.localsplus"])
+        if "_PyInterpreterFrame.stackpointer" in lay:  # 3.14+
+            depth = _depth(first, v.field(frames, "_PyInterpreterFrame.stackpointer"))
+        else:
+            depth = v.small(frames, "_PyInterpreterFrame.stacktop", "<i4")
+        names = [f"PyFrameObject.{n}" for n in ("f_back", "f_trace", "f_extra_locals", "f_locals_cache")]
+        parts = [
+            slot_edges(self.ctx, frames, first, np.where(depth < _MAX_SLOTS, depth, 0)),
+            self._fields(frames, "_PyInterpreterFrame.f_locals"),
+            self._fields(objects[rows], *names, "PyFrameObject.f_overwritten_fast_locals"),
+        ]
+        return joined([(rows[source], target) for source, target in parts])
+
+    def _frame_object(self, objects: U64) -> Edges:
+        # To 3.10: a generator's frame belongs to it until it ends, then f_gen is cleared (gen_send_ex()).
+        v, lay = self.ctx.vectors, self.ctx.runtime.layout
+        ended = v.field(objects, "PyFrameObject.f_gen") == 0
+        if "PyFrameObject.f_state" in lay:
+            ended &= v.small(objects, "PyFrameObject.f_state", "i1") > lay["const.FRAME_EXECUTING"]
+        else:
+            ended &= v.small(objects, "PyFrameObject.f_executing", "i1") == 0
+        rows = np.flatnonzero(ended)
+        frames = objects[rows]
+        first = frames + np.uint64(lay["PyFrameObject.f_localsplus"])
+        depth = _depth(first, v.field(frames, "PyFrameObject.f_valuestack"))  # the stack itself was emptied
+        names = [f"PyFrameObject.{n}" for n in ("f_back", "f_trace", "f_locals")]
+        parts = [slot_edges(self.ctx, frames, first, depth), self._fields(frames, *names)]
+        return joined([(rows[source], target) for source, target in parts])
+
+    # -- exceptions -------------------------------------------------------------------------------------
+
+    def _exceptions(self, objects: U64, type_address: int) -> Edges:
+        """What more a class written in C keeps (``StopIteration.value``) is not followed."""
+        names = ["args", "notes", "traceback", "context", "cause"]
+        plain = self._plain_instance(type_address)
+        if not plain:
+            names.append("dict")
+        fields = self._fields(objects, *(f"PyBaseExceptionObject.{n}" for n in names))
+        return joined([fields, self._instances(objects, type_address)]) if plain else fields
 
     # -- instances --------------------------------------------------------------------------------------
 
@@ -217,6 +278,25 @@ class Referents:
         if known is None:
             known = self._slots[type_address] = self.ctx.objects.slot_offsets(type_address)
         return known
+
+
+def _depth(first: U64, top: U64) -> NDArray[np.int64]:
+    """Slots from ``first`` up to ``top``, 0 where that makes no sense."""
+    good = (top > first) & (top - first < np.uint64(8 * _MAX_SLOTS))
+    slots: NDArray[np.int64] = np.where(good, (top - first) // np.uint64(8), _0).astype(np.int64)
+    return slots
+
+
+def handled_exceptions(ctx: Context, generators: U64) -> Edges:
+    """Edges of generators that are suspended in an ``except`` or ``finally``: the exception handled there.
+
+    (gi_exc_state; up to 3.10 its type and traceback are kept as well.)
+    """
+    lay = ctx.runtime.layout
+    names = [f"_PyErr_StackItem.{n}" for n in ("exc_type", "exc_value", "exc_traceback")]
+    at = [lay["PyGenObject.gi_exc_state"] + lay[name] for name in names if name in lay]
+    rows = np.arange(len(generators))
+    return joined([(rows, ctx.vectors.words(generators, offset)) for offset in at])
 
 
 def slot_edges(ctx: Context, frames: U64, first: U64, depth: NDArray[np.int64]) -> Edges:

@@ -17,7 +17,8 @@ from diagtool.runtimes.cpython.exclusive import (
     timed_targets,
 )
 from diagtool.runtimes.cpython.futures import PENDING
-from diagtool.runtimes.cpython.referents import Edges, Referents, joined, slot_edges
+from diagtool.runtimes.cpython.generators import GENERATOR_KINDS
+from diagtool.runtimes.cpython.referents import Edges, Referents, handled_exceptions, joined, slot_edges
 from diagtool.runtimes.cpython.threadrefs import thread_edges, thread_objects
 from diagtool.runtimes.cpython.threads import ThreadStack
 from diagtool.snapshot.model import Thing
@@ -111,12 +112,16 @@ def _count_other_frames(ctx: Context, edges: Edges, waited: U64, things: dict[in
 
 
 def _task_edges(ctx: Context, tasks: TaskStacks, relevance: Relevance) -> Edges:
-    """What tasks hold: slots of all frames of their chains, and the fields of the task itself."""
+    """What tasks hold: slots of all frames of their chains, exceptions that these handle, and the fields of
+    the task itself."""
     parts: list[Edges] = []
     for level in tasks.chains.levels:
         c = level.columns
         owner, target = relevance.of_edges(slot_edges(ctx, c.frame, c.locals, c.depth))
         parts.append((level.rows[owner], target))
+        native = np.flatnonzero(ctx.vectors.is_kind(level.objects, *GENERATOR_KINDS))
+        owner, target = relevance.of_edges(handled_exceptions(ctx, level.objects[native]))
+        parts.append((level.rows[native[owner]], target))
     referents = Referents(ctx)
     parts.append(relevance.of_edges(referents.of(tasks.tasks.address)))
     # The iterator of the future at the end of the chain belongs to the stack: step over it.
