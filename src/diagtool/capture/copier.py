@@ -6,7 +6,7 @@ import os
 import threading
 from contextlib import suppress
 
-from diagtool.capture import plan
+from diagtool.capture import plan, processors
 from diagtool.capture.memory import Bytes
 from diagtool.capture.vmread import MemoryReader
 
@@ -20,6 +20,7 @@ def hurry() -> bool:
     For root with CAP_SYS_NICE; the thread ends with the stop. On a busy machine it halves the stop. True when
     the scheduler lets no ordinary thread of this machine in before: then one must sleep, not spin.
     """
+    processors.use_all()
     try:
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
         return True

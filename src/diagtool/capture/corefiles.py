@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
 
 from diagtool.capture.model import Mapping
 from diagtool.capture.modulefiles import Candidate, Find
 from diagtool.capture.procfs import open_regular
+from diagtool.paths import path_under
 
-__all__ = ["core_files", "path_under"]
+__all__ = ["core_files"]
 
 _DELETED = " (deleted)"  # d_path() of an unlinked file (fs/d_path.c)
-_MAX_LINKS = 40  # as many as the kernel follows (MAXSYMLINKS)
-_MAX_PARTS = 1024
 
 
 def core_files(main_path: str | None, exe: str | None, sysroot: str | None, taken_at: float) -> Find:
@@ -47,36 +45,3 @@ def core_files(main_path: str | None, exe: str | None, sysroot: str | None, take
         yield from opened(path, proof=deleted or sysroot is not None)
 
     return find
-
-
-def path_under(root: str, path: str) -> Path | None:
-    """Where ``path`` leads for a process whose root directory is ``root``; None if it leads nowhere.
-
-    Links are followed as that process would: an absolute one starts again at ``root``, and ``..`` never
-    leaves it, so that names out of a core can't reach other files of this machine.
-    """
-    top = Path(root)
-    todo = list(reversed(PurePosixPath(path).parts))
-    here: list[str] = []
-    links = steps = 0
-    while todo:
-        part = todo.pop()
-        steps += 1
-        if steps > _MAX_PARTS or "\0" in part:
-            return None
-        if part in ("/", "."):
-            if part == "/":
-                here.clear()
-        elif part == "..":
-            del here[-1:]
-        else:
-            try:
-                target = os.readlink(top.joinpath(*here, part))  # noqa: PTH115 (Path normalises ".." away)
-            except OSError:
-                here.append(part)
-                continue
-            links += 1
-            if links > _MAX_LINKS:
-                return None
-            todo.extend(reversed(PurePosixPath(target).parts))
-    return top.joinpath(*here)

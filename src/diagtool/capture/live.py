@@ -16,7 +16,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from diagtool.capture import access, plan, procfs
+from diagtool.capture import access, plan, processors, procfs
 from diagtool.capture.bigbuffers import big_buffers
 from diagtool.capture.descriptors import read_descriptors
 from diagtool.capture.memory import PAGE, U64, AddressSpace, Bytes, Segment
@@ -78,6 +78,7 @@ def _capture(pid: int, reader: MemoryReader, max_copy: int, extra_pages: ExtraPa
     finally:
         os.close(prepared.maps_fd)
         prepared.residency.close()
+    processors.keep_off_again(pid)
     process.captured_at = stopped.at
     process.monotonic = stopped.monotonic + procfs.monotonic_shift(pid)
     capture = Capture(

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import click
 
+from diagtool.capture.processors import kept
 from diagtool.cli.lazy import LazyGroup
 from diagtool.cli.options import color_option, version_option
 from diagtool.cli.stdout import silence_stdout
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that can't show "·" is no error
     try:
-        with _terminable():
+        with _terminable(), kept():
             status = _run(list(arguments))
             if sys.stdout is not None:
                 sys.stdout.flush()

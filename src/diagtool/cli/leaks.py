@@ -14,6 +14,7 @@ from diagtool.cli.options import (
     format_option,
     known_templates,
     output_option,
+    target_argument,
     templates_option,
     verbose_option,
 )
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command("leaks", short_help="Say what leaked or hangs, why, and how to fix it.")
-@click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
+@target_argument("targets", metavar="TARGET...", nargs=-1, required=True)
 @format_option("terminal", "json")
 @output_option("Write the report to FILE instead of the standard output.")
 @click.option(

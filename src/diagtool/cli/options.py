@@ -28,6 +28,23 @@ def color_wanted(context: click.Context) -> str:
     return wanted
 
 
+def _considerate(
+    context: click.Context, parameter: click.Parameter, value: str | tuple[str, ...]
+) -> str | tuple[str, ...]:
+    # As early as a process is named: what is imported next keeps a processor busy for a while.
+    for name in (value,) if isinstance(value, str) else value:
+        if name.isascii() and name.isdigit() and len(name) < 10 and not context.resilient_parsing:
+            from diagtool.capture.processors import keep_off
+
+            keep_off(int(name))
+    return value
+
+
+def target_argument(name: str, **attributes: Any) -> Callable[[_F], _F]:
+    """The process id, core or snapshot that a command is about. Processors of a process are left to it."""
+    return click.argument(name, callback=_considerate, **attributes)
+
+
 def version_option(command: _F) -> _F:
     """--version"""
     return click.version_option(__version__, prog_name="diagtool", message="%(prog)s %(version)s")(command)

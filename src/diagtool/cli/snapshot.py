@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from diagtool.cli.options import color_option, core_options, output_option
+from diagtool.cli.options import color_option, core_options, output_option, target_argument
 
 if TYPE_CHECKING:
     from diagtool.snapshot.model import Snapshot
 
 
 @click.command("snapshot", short_help="Stop a process for milliseconds, keep everything in a file.")
-@click.argument("target", metavar="PID")
+@target_argument("target", metavar="PID")
 @output_option("Write to FILE; default: diagtool-PID-TIME.diag in this folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON (diagtool.snapshot/1).")
 @core_options

@@ -13,12 +13,13 @@ from diagtool.cli.options import (
     format_option,
     known_templates,
     output_option,
+    target_argument,
     verbose_option,
 )
 
 
 @click.command("stacks", short_help="Show what every thread and task does.")
-@click.argument("target", metavar="TARGET")
+@target_argument("target", metavar="TARGET")
 @click.option("--tree", "as_tree", is_flag=True, help="Show who awaits whom instead of the clusters.")
 @format_option("terminal", "json")
 @output_option("Write to FILE instead of the standard output.")
