@@ -301,6 +301,13 @@ def test_files_of_a_process_in_a_chroot_are_found(
         libc = next(m for m in capture.modules if "libc.so" in m.path)
         assert libc.file is not None
         assert not Path("/inner").exists()
+        assert capture.process.root == str(root)  # so that nobody looks for its sources at their paths here
+
+
+def test_a_process_with_our_root_says_so() -> None:
+    with native.started(native.built("signals")) as program, capture_live(program.pid) as capture:
+        assert capture.process.root is None
+        assert capture.process.host == os.uname().nodename
 
 
 @needs_root

@@ -240,6 +240,27 @@ class TestSources:
         frame = Frame("f", f"/../{Path(outside).name}", 2)
         assert Sources(root=str(tmp_path / "root")).line(frame) == ""
 
+    def test_links_lead_where_they_lead_for_the_target(self, tmp_path: Path) -> None:
+        """/srv/current -> /srv/42, as deployments have it, in a container and on its host."""
+        root = tmp_path / "root"
+        release = root / tmp_path.relative_to("/") / "42"
+        release.mkdir(parents=True)
+        self.make(release)
+        (root / "current").symlink_to(tmp_path / "42")
+        frame = Frame("leaf", "/current/app.py", 2)
+        assert Sources(root=str(root)).line(frame) == "item = await q.get()"
+        (tmp_path / "42").mkdir()
+        (tmp_path / "42/app.py").write_text("\nof the host\n")
+        assert Sources(root=str(root)).line(frame) == "item = await q.get()"
+        (release / "app.py").unlink()
+        assert Sources(root=str(root)).line(frame) == ""
+
+    def test_a_target_with_another_root_has_its_sources_there(self, tmp_path: Path) -> None:
+        frame = Frame("leaf", self.make(tmp_path), 2)
+        inside = Target("live", host=os.uname().nodename, details={"root": "/srv/image"})
+        assert Sources(inside).line(frame) == ""
+        assert Sources(inside, root="/").line(frame) != ""
+
     def test_a_file_changed_since_the_start_is_not_shown(self, tmp_path: Path) -> None:
         frame = Frame("leaf", self.make(tmp_path), 2)
         os.utime(frame.file, (2000, 2000))
@@ -256,12 +277,14 @@ class TestSources:
     def test_only_plain_python_files_are_opened(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.py")
         (tmp_path / "secret").write_text("password\n")
+        (tmp_path / "link.py").symlink_to(tmp_path / "secret")
         (tmp_path / "folder.py").mkdir()
         (tmp_path / "big.py").write_bytes(b"x\n" * (3 << 20))
         files = [
-            str(tmp_path / n) for n in ("pipe.py", "secret", "folder.py", "big.py", "absent.py", "nul\0.py")
+            str(tmp_path / n)
+            for n in ("pipe.py", "secret", "link.py", "folder.py", "big.py", "absent.py", "nul\0.py")
         ]
-        assert [Sources().line(Frame("f", file, 1)) for file in files] == [""] * 6
+        assert [Sources().line(Frame("f", file, 1)) for file in files] == [""] * 7
         assert Sources().line(Frame("f", "app.py", 1)) == ""
         assert Sources().line(Frame("f", self.make(tmp_path), 99)) == ""
         assert Sources().line(Frame("f", self.make(tmp_path), None)) == ""

@@ -98,9 +98,11 @@ def open_core(
         pages = FilePages(memory, files, file_ranges(mappings, ranges))
         memory.serve_faults(pages.fault, pages.within)
         modules = modules_from_mappings(mappings, memory, files)
+        process = _process(notes, memory, main_path, taken_at, _MACHINES[header.machine])
+        process.root = sysroot
         return Capture(
             kind="core",
-            process=_process(notes, memory, main_path, taken_at, _MACHINES[header.machine]),
+            process=process,
             threads=notes.threads,
             mappings=_with_permissions(mappings, modules),
             modules=modules,

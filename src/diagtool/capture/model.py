@@ -73,6 +73,8 @@ class ProcessInfo:
     machine: str = "x86_64"
     signal: int | None = None  # that killed it (cores)
     boot_id: str | None = None
+    host: str | None = None  # the machine or container that its paths are of
+    root: str | None = None  # its root directory, where that is not ours
     children: Children | None = None  # a core does not tell
 
 

@@ -267,6 +267,8 @@ def read_process(pid: int) -> ProcessInfo:
         start_time=_boot_time() + stat.start_ticks / os.sysconf("SC_CLK_TCK") if stat else None,
         machine=os.uname().machine,
         boot_id=boot_id or None,
+        host=os.uname().nodename,
+        root=_other_root(pid),
         children=Children(pid),
     )
 
@@ -278,6 +280,15 @@ def _namespaces(pid: int) -> dict[str, str]:
         if link is not None:
             out[name] = link
     return out
+
+
+# In a container the link says "/", as it does for ours: the directories are told apart by what they are.
+def _other_root(pid: int) -> str | None:
+    link = f"/proc/{pid}/root"
+    try:
+        return None if os.path.samefile(link, "/") else os.readlink(link)  # noqa: PTH115, PTH121
+    except OSError:
+        return None
 
 
 def _boot_time() -> float:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import posixpath
 import stat
 
+from diagtool.paths import path_under
 from diagtool.report.text import clean
 from diagtool.snapshot.model import Frame, Target
 
@@ -22,10 +22,11 @@ _SLACK_SECONDS = 2.0
 class Sources:
     """Looks up lines of Python files named by frames.
 
-    ``root`` is put before every path: the sysroot, or /proc/PID/root of a live target. Only plain ``.py``
-    files are opened (a frame's file name comes from the target and could be any), no larger than 4 MiB, and
-    only when they were not changed since the process started: then the line may be another one. Without a
-    root nothing is looked up for a target of another host.
+    ``root`` is where the target's paths start: the sysroot, or /proc/PID/root of a live target. Links are
+    followed as the target would. Only plain ``.py`` files are opened (a frame's file name comes from the
+    target and could be any), no larger than 4 MiB, and only when they were not changed since the process
+    started: then the line may be another one. Without a root nothing is looked up for a target of another
+    host or with another root directory than ours.
     """
 
     def __init__(self, target: Target | None = None, root: str | None = None) -> None:
@@ -35,7 +36,8 @@ class Sources:
         if target is not None:
             known = target.start_time or target.captured_at
             self._not_after = None if known is None else known + _SLACK_SECONDS
-            self._elsewhere = root is None and target.host not in (None, os.uname().nodename)
+            away = target.host not in (None, os.uname().nodename) or bool(target.details.get("root"))
+            self._elsewhere = root is None and away
         self._files: dict[str, list[bytes]] = {}
 
     def line(self, frame: Frame) -> str:
@@ -58,12 +60,11 @@ class Sources:
         return known
 
     def _read(self, file: str) -> list[bytes]:
-        # normpath: no ".." of the target leads out of the root.
-        path = posixpath.normpath(file)
-        if self._root is not None:
-            path = self._root.rstrip("/") + path
+        path = path_under(self._root or "/", file)
+        if path is None or path.suffix != ".py":  # a link to something else
+            return []
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW)
         except (OSError, ValueError):
             return []
         try:

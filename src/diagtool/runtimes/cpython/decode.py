@@ -74,6 +74,7 @@ def _target(capture: Capture, flavour: str) -> Target:
         "namespaces": process.namespaces,
         "environ": process.environ,
         "ns_pid": process.ns_pid,
+        "root": process.root,
     }
     return Target(
         kind=capture.kind,
@@ -81,6 +82,7 @@ def _target(capture: Capture, flavour: str) -> Target:
         flavour=flavour,
         exe=process.exe,
         cmdline=list(process.cmdline),
+        host=process.host,
         start_time=process.start_time,
         captured_at=process.captured_at,
         boot_id=process.boot_id,
