@@ -31,6 +31,8 @@ def kind_of(target: TargetName) -> Literal["live", "core", "store"]:
     text = os.fspath(target)
     path = Path(text)
     try:
+        if not text:  # of which Path makes "."
+            raise NoSuchTarget("the target has no name", "Name a process id, a core file or a .diag file.")
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             what = "a folder" if stat.S_ISDIR(mode) else "not a plain file"

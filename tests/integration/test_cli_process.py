@@ -106,11 +106,14 @@ def test_a_full_disk_is_a_sentence(arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         done = diagtool(*arguments, capture_output=False, stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 3
-    assert done.stderr.splitlines()[0] == "diagtool: cannot write the output: No space left on device"
+    assert done.stderr.splitlines() == [
+        "diagtool: cannot write the output: No space left on device",
+        "Make room there, or send it to another place.",
+    ]
 
 
 def test_a_closed_output_is_no_traceback() -> None:
-    for command in ("--help", "templates list"):
+    for command in ("--help", "templates list", "templates show asyncio-queue-get-starved", "doctor"):
         done = subprocess.run(
             f"'{sys.executable}' -m diagtool {command} >&-",
             shell=True,
@@ -118,7 +121,7 @@ def test_a_closed_output_is_no_traceback() -> None:
             stderr=subprocess.PIPE,
             timeout=60,
         )
-        assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+        assert not any(word in done.stderr for word in ("Traceback", "Exception", "internal error"))
 
 
 def test_an_output_that_is_not_unicode_is_no_error(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
-from diagtool.capture.access import Access
+from diagtool.capture import doctor, ptrace
+from diagtool.capture.access import Access, refused
 
 
 def access(**changes: Any) -> Access:
@@ -47,7 +51,10 @@ def test_nothing_is_in_the_way(changes: dict[str, Any]) -> None:
         ({"their_uids": ()}, "uid unknown", "root"),
         ({"yama": 1}, "ptrace_scope 1", "kernel.yama.ptrace_scope=0"),
         ({"yama": 2, "descendant": True}, "ptrace_scope 2", "root"),
+        ({"yama": 2, "descendant": True}, "to root only", "root"),
         ({"yama": 3, "capable": True}, "ptrace_scope 3", "core"),
+        ({"yama": 3}, "ptrace_scope 3", "core"),
+        ({"yama": 3, "their_uids": (0, 0, 0)}, "ptrace_scope 3", "core"),
         ({"dumpable": False}, "not dumpable", "root"),
         ({"seccomp": 2}, "seccomp", "--cap-add SYS_PTRACE"),
         ({"seccomp": 2, "capable": True}, "seccomp", "--cap-add SYS_PTRACE"),
@@ -59,3 +66,25 @@ def test_what_is_in_the_way(changes: dict[str, Any], what: str, help: str) -> No
     assert found is not None
     assert what in found[0]
     assert help in found[1]
+
+
+def test_with_the_capability_a_refusal_is_a_security_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No capability is missing: nobody is sent to get one."""
+    monkeypatch.setattr(Access, "of", lambda pid: access(capable=True))
+    error = refused(7, PermissionError(errno.EACCES, ""))
+    assert str(error) == "process 7 may not be read: permission denied"
+    assert "security module" in error.hint and "core" in error.hint
+    monkeypatch.setattr(Access, "of", lambda pid: access())
+    assert "diagtool doctor 7" in refused(7, PermissionError(errno.EACCES, "")).hint
+
+
+def test_doctor_never_says_yes_where_nothing_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a seccomp filter /proc/PID/mem can be opened all the same."""
+    monkeypatch.setattr(ptrace, "seize", lambda pid: errno.EPERM)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        try:
+            checks = doctor.examine(process.pid)
+        finally:
+            process.communicate(b"\n")
+    assert [c.ok for c in checks if c.name == "ptrace"] == [False]
+    assert (checks[-1].name, checks[-1].ok) == ("access", False)

@@ -249,7 +249,9 @@ class TestTargets:
         assert api.kind_of("core.1") == "store"
         assert api.kind_of(tmp_path / "x.diag") == "core"
 
-    @pytest.mark.parametrize("name", ["absent", "folder", "pipe", "-1x", "٤٢", "a\nb", "nul\0", "x" * 5000])
+    @pytest.mark.parametrize(
+        "name", ["absent", "", "folder", "pipe", "-1x", "٤٢", "a\nb", "nul\0", "x" * 5000]
+    )
     @pytest.mark.parametrize("command", ["leaks", "stacks", "snapshot"])
     def test_what_is_no_target(
         self,
@@ -265,7 +267,7 @@ class TestTargets:
         os.mkfifo("pipe")
         assert main([command, "--", name]) == 3
         lines = says(capsys)
-        assert lines[0].startswith("diagtool: ") and len(lines) == 2
+        assert lines[0].startswith("diagtool: ") and "  " not in lines[0] and len(lines) == 2
         assert sorted(os.listdir()) == ["folder", "pipe"]
 
     @pytest.mark.parametrize("pid", ["0", "4194304", "9" * 400])

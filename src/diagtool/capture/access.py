@@ -75,9 +75,8 @@ def refused(pid: int, error: OSError) -> TargetError:
         return NoSuchTarget(f"process {pid} ended while it was being looked at")
     access = Access.of(pid)
     reason, remedy = access.obstacle() or (os.strerror(error.errno or errno.EPERM).lower(), "")
-    return NotPermitted(
-        f"process {pid} may not be read: {reason}", remedy or f"`diagtool doctor {pid}` says what is missing."
-    )
+    unknown = _MODULE if access.capable else f"`diagtool doctor {pid}` says what is missing."
+    return NotPermitted(f"process {pid} may not be read: {reason}", remedy or unknown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +117,13 @@ class Access:
 
     def obstacle(self) -> tuple[str, str] | None:
         """(what is in the way, what to do about it); None when nothing is known to be."""
+        if self.yama == 3:
+            return (
+                "Yama forbids all tracing (ptrace_scope 3)",
+                "Only a reboot lifts it; read a core instead.",
+            )
         if self.capable and self.same_user_namespace is not False:
-            if self.yama == 3:
-                return (
-                    "Yama forbids all tracing (ptrace_scope 3)",
-                    "Only a reboot lifts it; read a core instead.",
-                )
-            if self.seccomp == 2:
-                return _SECCOMP
-            return None
+            return _SECCOMP if self.seccomp == 2 else None
         if not self.same_user:
             owner = self.their_uids[0] if self.their_uids else "unknown"
             return (
@@ -134,8 +131,9 @@ class Access:
                 "Run as root (sudo), as that user, or in a container started with --cap-add SYS_PTRACE.",
             )
         if self.yama is not None and self.yama >= 1 and not (self.yama == 1 and self.descendant):
+            whom = "ancestors and root" if self.yama == 1 else "root"
             return (
-                f"Yama allows it to ancestors and root only (ptrace_scope {self.yama})",
+                f"Yama allows it to {whom} only (ptrace_scope {self.yama})",
                 "Run as root, or: sysctl kernel.yama.ptrace_scope=0",
             )
         if self.dumpable is False:
@@ -146,6 +144,7 @@ class Access:
         return _SECCOMP if self.seccomp == 2 else None
 
 
+_MODULE = "A security module (AppArmor, SELinux, Landlock) seems to forbid it: read a core instead."
 _SECCOMP = (
     "a seccomp filter, as containers have, forbids it",
     "Start our container with --cap-add SYS_PTRACE, or run diagtool on the host.",

@@ -90,7 +90,8 @@ def _checks(pid: int | None) -> Iterator[Check]:
             "For another container: docker run --pid=container:NAME --cap-add=SYS_PTRACE, or kubectl debug "
             "--target=NAME --profile=sysadmin.",
         )
-    yield _ptrace_works()
+    tracing = _ptrace_works()
+    yield tracing
     yield _cores()
     gdb = shutil.which("gdb")
     yield Check(
@@ -100,10 +101,10 @@ def _checks(pid: int | None) -> Iterator[Check]:
         "" if gdb else "For cores of processes that run (gcore), install the package gdb.",
     )
     if pid is not None:
-        yield from _process(pid)
+        yield from _process(pid, tracing)
 
 
-def _process(pid: int) -> Iterator[Check]:
+def _process(pid: int, tracing: Check) -> Iterator[Check]:
     try:
         access.check(pid)
     except TargetError as error:
@@ -126,7 +127,10 @@ def _process(pid: int) -> Iterator[Check]:
     except OSError as error:
         yield _refusal("access", access.refused(pid, error))
         return
-    yield Check("access", True, f"process {pid} can be captured")
+    if tracing.ok:
+        yield Check("access", True, f"process {pid} can be captured")
+    else:
+        yield Check("access", False, f"process {pid} can't be captured: no process can be traced here")
 
 
 def _size(pid: int) -> Check:
@@ -135,7 +139,8 @@ def _size(pid: int) -> Check:
     anonymous, swapped = resident_bytes(pid)
     copied = min(anonymous, _MAX_COPY)
     milliseconds = 1 + copied / (1 << 20) * 0.2 + threads * 0.03
-    what = f"{anonymous >> 20:,} MiB of its own, {threads:,} threads: a stop of about {milliseconds:,.0f} ms"
+    what = f"{anonymous >> 20:,} MiB of its own, {threads:,} thread{'s' * (threads != 1)}: "
+    what += f"a stop of about {milliseconds:,.0f} ms"
     if copied < anonymous:
         what += f" that copies the first {copied >> 20:,} MiB"
     if swapped:

@@ -17,7 +17,7 @@ import click
 from diagtool.capture.processors import kept
 from diagtool.cli.lazy import LazyGroup
 from diagtool.cli.options import color_option, version_option
-from diagtool.cli.stdout import silence_stdout
+from diagtool.cli.stdout import ELSEWHERE, silence_stdout
 
 #: Exit status. Part of the contract: scripts and CI rely on it.
 OK, FINDINGS, USAGE, UNREADABLE = 0, 1, 2, 3
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted", "", INTERRUPTED)
     except OSError as error:
         silence_stdout()
-        return _fail(f"cannot write the output: {error.strerror or error}", "", UNREADABLE, error)
+        return _fail(f"cannot write the output: {error.strerror or error}", ELSEWHERE, UNREADABLE, error)
 
 
 def _run(arguments: list[str]) -> int:
@@ -117,7 +117,7 @@ def _report(error: Exception) -> int:
         return _fail(str(error), hint, UNREADABLE, error)
     if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS:
         silence_stdout()
-        return _fail(f"cannot write the output: {error.strerror}", "", UNREADABLE, error)
+        return _fail(f"cannot write the output: {error.strerror}", ELSEWHERE, UNREADABLE, error)
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return _fail(
         f"internal error: {what}",

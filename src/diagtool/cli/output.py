@@ -15,7 +15,7 @@ from typing import TextIO
 import click
 
 from diagtool.cli.options import color_wanted
-from diagtool.cli.stdout import silence_stdout
+from diagtool.cli.stdout import ELSEWHERE, silence_stdout
 from diagtool.report.text import FILE_WIDTH, MIN_WIDTH, Line, write
 
 
@@ -29,7 +29,7 @@ class OutputError(Exception):
 
 def width(output: Path | None) -> int:
     """Columns to lay a report out for."""
-    if output is None and sys.stdout.isatty():
+    if output is None and sys.stdout is not None and sys.stdout.isatty():
         return max(shutil.get_terminal_size().columns, MIN_WIDTH)
     columns = os.environ.get("COLUMNS", "")
     return max(int(columns), MIN_WIDTH) if columns.isdecimal() and len(columns) < 5 else FILE_WIDTH
@@ -70,7 +70,7 @@ def opened(output: Path | None) -> Iterator[TextIO]:
 @contextmanager
 def _stdout() -> Iterator[TextIO]:
     if sys.stdout is None:
-        raise OutputError("the standard output is closed", "Use -o FILE.")
+        raise OutputError("the standard output is closed", "Send it to a file: > FILE.")
     try:
         yield sys.stdout
         sys.stdout.flush()
@@ -78,7 +78,7 @@ def _stdout() -> Iterator[TextIO]:
         silence_stdout()
     except OSError as error:
         silence_stdout()
-        raise OutputError(f"cannot write the output: {error.strerror or error}", "Use -o FILE.") from error
+        raise OutputError(f"cannot write the output: {error.strerror or error}", ELSEWHERE) from error
 
 
 def _is_device(path: Path) -> bool:

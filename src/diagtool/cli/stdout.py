@@ -6,6 +6,9 @@ import os
 import sys
 from contextlib import suppress
 
+#: What to do when it can't be written.
+ELSEWHERE = "Make room there, or send it to another place."
+
 
 def silence_stdout() -> None:
     """Send what is still buffered nowhere, so that it can't fail once more when the interpreter ends."""
