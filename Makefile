@@ -35,6 +35,7 @@ lint: venv ## Format check, lint, types, import arrows
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/make_runbooks.py --check
 
 format: venv ## Format and fix what can be fixed
 	$(BIN)/ruff format .

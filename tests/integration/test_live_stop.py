@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 import pytest
 
 import native
-from diagtool.capture import copier, ptrace, stop
-from diagtool.capture.errors import NoSuchTarget, TargetError
+from diagtool.capture import copier, live, ptrace, stop
+from diagtool.capture.errors import NoSuchTarget, NotPermitted, TargetError
 from diagtool.capture.live import capture_live
 
 pytestmark = pytest.mark.skipif(not ptrace.supported(), reason="live processes on Linux on x86-64 only")
@@ -470,6 +470,31 @@ def test_a_thread_in_vfork_is_left_out_with_a_warning(monkeypatch: pytest.Monkey
         assert program.line() == "BACK"
         with capture_live(program.pid) as capture:
             assert all(t.registers for t in capture.threads)
+
+
+@pytest.mark.parametrize("asleep", [2, 100])
+def test_who_sleeps_in_the_kernel_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, target: native.Program, asleep: int
+) -> None:
+    tries = []
+    really = live.stop_and_copy
+
+    def stop_and_copy(prepared: stop.Preparation) -> stop.Stopped:
+        tries.append(prepared)
+        if len(tries) <= asleep:
+            raise stop.Asleep("it sleeps in the kernel")
+        return really(prepared)
+
+    monkeypatch.setattr(live, "stop_and_copy", stop_and_copy)
+    monkeypatch.setattr(live, "_NAPS", (0.0, 0.0, 0.0))
+    if asleep < 4:
+        with capture_live(target.pid) as capture:
+            assert all(t.registers for t in capture.threads)
+    else:
+        with pytest.raises(NotPermitted, match="sleeps in the kernel"):
+            capture_live(target.pid)
+    assert len(tries) == min(asleep + 1, 4)
+    assert lives(target)
 
 
 def test_the_end_of_a_process_at_any_moment_is_an_error_of_one_sentence() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -26,7 +27,7 @@ from diagtool.capture.modules import modules_from_mappings
 from diagtool.capture.residency import Residency
 from diagtool.capture.restarted import CODE, RESTART_SYSCALL, restarted_syscall
 from diagtool.capture.room import headroom, resident_bytes
-from diagtool.capture.stop import Preparation, Stopped, stop_and_copy
+from diagtool.capture.stop import Asleep, Preparation, Stopped, stop_and_copy
 from diagtool.capture.syscalls import blocked_syscall
 from diagtool.capture.vmread import IOV_MAX, MemoryReader
 
@@ -42,6 +43,7 @@ _HUGE_PAGE = 2 << 20
 _SLACK = 8 << 20  # bytes of room for what the target allocates between the look and the stop
 _REHEARSED = 64 << 20  # bytes up to which a copy is rehearsed: more does not stay in any cache
 _STACK_ROOM = 64 << 20  # bytes of room for stacks, at most
+_NAPS = (0.05, 0.2, 0.5)  # seconds between tries to stop a process that waits for its disk
 
 
 def capture_live(pid: int, *, max_copy: int = MAX_COPY, extra_pages: ExtraPages | None = None) -> Capture:
@@ -60,6 +62,10 @@ def capture_live(pid: int, *, max_copy: int = MAX_COPY, extra_pages: ExtraPages 
     except OSError as error:
         raise access.refused(pid, error) from None
     try:
+        for pause in _NAPS:
+            with suppress(Asleep):
+                return _capture(pid, reader, max_copy, extra_pages)
+            time.sleep(pause)
         return _capture(pid, reader, max_copy, extra_pages)
     except BaseException:
         reader.close()

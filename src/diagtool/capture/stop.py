@@ -47,6 +47,10 @@ _RSP = REGISTERS_X86_64.index("rsp")
 _LAST_RESORT = 20.0  # seconds after which the caller is let go without a result
 
 
+class Asleep(NotPermitted):
+    """No thread stopped in time: all of them sleep in the kernel, which most often is over in a moment."""
+
+
 @dataclass(slots=True)
 class Preparation:
     """All that the stop needs, made before it."""
@@ -303,7 +307,7 @@ class _Stop:
     def _no_thread(self) -> TargetError:
         if not self._pending or all(_dead(self._pid, tid) for tid in task_ids(self._pid)):
             return NoSuchTarget(f"process {self._pid} ended while it was being stopped")
-        return NotPermitted(
+        return Asleep(
             f"no thread of process {self._pid} could be stopped: it sleeps in the kernel",
             "Look at what it waits for (a device, a network file system, a vfork child), and try again.",
         )
