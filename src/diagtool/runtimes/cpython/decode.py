@@ -14,7 +14,7 @@ from diagtool.runtimes.cpython.codes import Codes
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.greenlets import add_greenlets
 from diagtool.runtimes.cpython.holders import hold_stacks
-from diagtool.runtimes.cpython.interpreters import Interpreter, read_interpreters
+from diagtool.runtimes.cpython.interpreters import Interpreter, read_interpreters, require_type_names
 from diagtool.runtimes.cpython.objects import Objects
 from diagtool.runtimes.cpython.runtime import find_runtime
 from diagtool.runtimes.cpython.threads import decode_threads
@@ -28,8 +28,8 @@ _MAX_HELD_THINGS = 10_000  # things whose holders are looked for
 def decode(capture: Capture) -> Snapshot:
     """Decode threads and tasks of a captured CPython process.
 
-    Raises NotSupported when the process has no CPython of a known version; whatever else can't be read
-    becomes a warning of the snapshot.
+    Raises NotSupported when the process has no CPython of a known version, or its file is needed and not
+    here; whatever else can't be read becomes a warning of the snapshot.
     """
     collecting = gc.isenabled()
     gc.disable()  # nothing of what is made becomes garbage, and there is much of it
@@ -48,6 +48,7 @@ def _decode(capture: Capture) -> Snapshot:
     for warning in capture.warnings:
         ctx.warn(warning)
     interpreters = read_interpreters(ctx)
+    require_type_names(ctx, interpreters)
     target.runtime = f"cpython {_full_version(ctx, interpreters[0].system if interpreters else 0)}"
     threads = decode_threads(ctx, interpreters)
     tasks = asyncstacks.decode_tasks(ctx, interpreters, threads)

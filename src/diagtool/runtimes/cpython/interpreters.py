@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from diagtool.capture.errors import NotSupported
 from diagtool.capture.memory import MemoryFault
 from diagtool.capture.model import CapturedThread
 from diagtool.runtimes.cpython.context import Context, RawFrame
 from diagtool.runtimes.cpython.frames import thread_frames
+from diagtool.runtimes.cpython.runtime import FILES
 
 _MAX_INTERPRETERS = 4096
 _MAX_THREADS = 1 << 17
@@ -72,6 +74,30 @@ def read_interpreters(ctx: Context) -> list[Interpreter]:
     except MemoryFault as fault:
         ctx.warn(f"the list of interpreters ends early: {fault}")
     return sorted(out, key=lambda i: i.id)
+
+
+def require_type_names(ctx: Context, interpreters: list[Interpreter]) -> None:
+    """Raise NotSupported where the names of types can't be read.
+
+    They lie in the read-only data of the interpreter's file, which a core leaves out; objects are told by
+    them, so that without it nothing at all would be found.
+    """
+    m = ctx.objects.memory
+    missing = False
+    for interpreter in interpreters:
+        try:
+            kind = ctx.objects.type_of(interpreter.modules)
+            types = (kind, ctx.objects.type_of(kind))  # dict and type; garbage in one of them is no reason
+            names = [m.u64(t + ctx.runtime.layout["PyTypeObject.tp_name"]) for t in types]
+        except MemoryFault:
+            continue
+        if any(m.try_read(name, 1) is not None for name in names):
+            return
+        missing = True
+    if missing:
+        raise NotSupported(
+            f"the Python in this process can't be read without its file {ctx.runtime.module}", FILES
+        )
 
 
 def _interpreter(ctx: Context, address: int) -> Interpreter:

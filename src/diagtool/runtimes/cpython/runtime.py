@@ -37,6 +37,10 @@ class Runtime:
         return self.flavour == "free-threaded"
 
 
+#: What to do about a core whose Python can't be read.
+FILES = "If it is a Python process, name its executable with --exe or the folder of its files with --sysroot."
+
+
 def find_runtime(capture: Capture) -> Runtime:
     """The CPython runtime of a process; raises NotSupported when there is none that diagtool reads."""
     seen: list[str] = []
@@ -56,13 +60,11 @@ def find_runtime(capture: Capture) -> Runtime:
     if seen:
         raise NotSupported(
             f"the Python in this process could not be read ({'; '.join(seen[:3])})",
-            "For a core, name its executable with --exe or the folder of its files with --sysroot; "
-            "for a running process `py-spy dump --pid PID` may still show its threads.",
+            FILES if capture.kind == "core" else "`py-spy dump --pid PID` may still show its threads.",
         )
     raise NotSupported(
         "no CPython interpreter was found in this process",
-        "diagtool reads CPython 3.9 to 3.15; for a core of a Python process, name the executable with --exe "
-        "or the folder that holds its files with --sysroot.",
+        f"diagtool reads CPython 3.9 to 3.15. {FILES if capture.kind == 'core' else ''}".rstrip(),
     )
 
 
