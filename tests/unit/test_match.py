@@ -454,6 +454,13 @@ def zombies_that_a_busy_loop_has_not_come_to(w: World) -> None:
     w.threads(1, "", f"app.py:compute:9 {HANDLE}", main=True, state="running")
 
 
+@healthy
+def outputs_that_a_busy_loop_has_not_come_to(w: World) -> None:
+    children = [w.thing("asyncio.subprocess.Process", returncode=0, pid=7) for _ in range(6)]
+    w.tasks(6, "asyncio.Process.wait", _PROCESS_WAIT, children)
+    w.threads(1, "", f"app.py:compute:9 {HANDLE}", main=True, state="running")
+
+
 @leak("subprocess-wait-never-returns", 1, "suspect")
 def waits_for_one_zombie(w: World) -> None:
     child = w.thing("asyncio.subprocess.Process", child="zombie", pid=7)
