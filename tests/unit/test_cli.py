@@ -143,7 +143,8 @@ class TestLeaks:
         assert not coloured("--color", "never", "leaks", service)
         monkeypatch.setenv("NO_COLOR", "1")
         assert not coloured("leaks", service)
-        assert coloured("leaks", service, "--color", "always")
+        main(["leaks", service, "--color", "always"])
+        assert "\x1b[1;33mLIKELY" in capsys.readouterr().out
         monkeypatch.delenv("NO_COLOR")
         monkeypatch.setenv("TERM", "dumb")
         assert not coloured("leaks", service)
@@ -361,9 +362,9 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, 
 
 @pytest.mark.parametrize("path", commands(cli), ids="-".join)
 def test_every_help_is_a_page_for_a_tired_person(path: tuple[str, ...]) -> None:
-    result = CliRunner().invoke(cli, [*path, "--help"], prog_name="diagtool")
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(cli, [*path, "--help"], prog_name="diagtool")
     assert result.exit_code == 0
-    assert max(map(len, result.output.splitlines())) <= 100
+    assert max(map(len, result.output.splitlines())) <= 80
     if len(path) == 1 and path[0] not in ("templates", "completion"):
         assert "Examples:" in result.output and "Exit status:" in result.output
     if path and path[0] in ("snapshot", "leaks", "stacks"):
@@ -379,6 +380,27 @@ def test_the_group_knows_only_its_own_commands() -> None:
 def test_completion_scripts(shell: str, capsys: Say) -> None:
     assert main(["completion", shell]) == 0
     assert "_DIAGTOOL_COMPLETE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("diagtool leaks core.", ["file,core."]),
+        ("diagtool stacks ", ["file,"]),
+        ("diagtool snapshot c", ["file,c"]),
+        ("diagtool templates show asyncio-task-", ["plain,asyncio-task-dropped"]),
+        ("diagtool --color n", ["plain,never"]),
+    ],
+)
+def test_what_is_completed(
+    words: str, completed: list[str], capsys: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_DIAGTOOL_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    with pytest.raises(SystemExit):
+        main([])
+    assert capsys.readouterr().out.split() == completed
 
 
 def test_what_was_missing_is_said_when_nothing_could_be_decoded(

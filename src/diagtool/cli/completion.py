@@ -12,9 +12,9 @@ def command(shell: str) -> int:
 
     \b
     Set it up:
-        bash   eval "$(diagtool completion bash)"        in ~/.bashrc
-        zsh    eval "$(diagtool completion zsh)"         in ~/.zshrc
-        fish   diagtool completion fish | source         in ~/.config/fish/config.fish
+        bash   eval "$(diagtool completion bash)"    in ~/.bashrc
+        zsh    eval "$(diagtool completion zsh)"     in ~/.zshrc
+        fish   diagtool completion fish | source     in ~/.config/fish/config.fish
     """
     from click.shell_completion import get_completion_class
 

@@ -71,13 +71,13 @@ def command(
     Verdicts:
         proven    nothing that can still run reaches what it waits on
         likely    a leak template matched with all its conditions
-        suspect   a template matched in part, or many stacks wait at one place that none knows
-    Idle worker pools, event loops and listeners are no findings; --all shows them.
+        suspect   a template matched in part, or many wait where none matched
+    Idle pools, event loops and listeners are no findings; --all shows them.
 
     \b
     Examples:
         diagtool leaks 4242
-        diagtool leaks core.4242.zst --sysroot /srv/image --exe /srv/image/usr/bin/python3.12
+        diagtool leaks core.4242.zst --sysroot /srv/image
         diagtool leaks before.diag after.diag
         diagtool leaks 4242 --format json --fail-on proven -o leaks.json
 

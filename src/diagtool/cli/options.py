@@ -11,6 +11,8 @@ import click
 from diagtool._version import __version__
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from diagtool.leaks.template import Template
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -42,7 +44,13 @@ def _considerate(
 
 def target_argument(name: str, **attributes: Any) -> Callable[[_F], _F]:
     """The process id, core or snapshot that a command is about. Processors of a process are left to it."""
-    return click.argument(name, callback=_considerate, **attributes)
+    return click.argument(name, callback=_considerate, shell_complete=_files, **attributes)
+
+
+def _files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
 
 
 def version_option(command: _F) -> _F:

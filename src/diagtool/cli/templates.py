@@ -58,12 +58,16 @@ def list_templates(templates: Path | None, everything: bool) -> int:
     return 0
 
 
+def _ids(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    return [t.id for t in known_templates(context.params.get("templates")) if t.id.startswith(incomplete)]
+
+
 @command.command("show")
-@click.argument("name", metavar="ID")
+@click.argument("name", metavar="ID", shell_complete=_ids)
 @templates_option
 @color_option
 def show_template(name: str, templates: Path | None) -> int:
-    """Show one template: what it is about, its cause and its fix, and its TOML."""
+    """Show one template: what it is about, its cause, its fix, its file."""
     from diagtool.cli.output import print_lines
 
     known = {t.id: t for t in known_templates(templates)}

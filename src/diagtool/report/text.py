@@ -123,7 +123,15 @@ def write(lines: Iterable[Line], file: TextIO, *, color: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(file=file, force_terminal=True, color_system="standard", highlight=False, width=100_000)
+    # no_color: else NO_COLOR would overrule --color=always.
+    console = Console(
+        file=file,
+        force_terminal=True,
+        color_system="standard",
+        no_color=False,
+        highlight=False,
+        width=100_000,
+    )
     for line in lines:
         pieces = [(clean(text, 10_000), STYLES.get(style, "")) for text, style in line]
         text = Text.assemble(*pieces)
