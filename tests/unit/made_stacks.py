@@ -135,4 +135,19 @@ class World:
     def build(self) -> Snapshot:
         snapshot = self.builder.finish()
         snapshot.awaits = np.array(self.awaits, np.int32).reshape(-1, 2)
+        self._judge(snapshot)
         return snapshot
+
+    def _judge(self, snapshot: Snapshot) -> None:
+        """What the decoder would say: who waits on what only its waiters reach, and who awaits only such."""
+        s = snapshot.stacks
+        waiting = np.isin(s.state, (STATE["waiting"], STATE["cancelling"]))
+        exclusive = np.array([t.exclusive is True for t in snapshot.things] + [False], np.bool_)
+        s.stuck[waiting & exclusive[s.thing]] = 1
+        children: dict[int, list[int]] = {}
+        for parent, child in self.awaits:
+            children.setdefault(parent, []).append(child)
+        for parent in sorted(children, reverse=True):  # children come after their parents
+            undone = [c for c in children[parent] if s.state[c] != STATE["done"]]
+            if undone and waiting[parent] and all(s.stuck[c] == 1 for c in undone):
+                s.stuck[parent] = 1

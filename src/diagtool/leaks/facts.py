@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 
 from diagtool.leaks.cluster import Clusters, things_of
 from diagtool.leaks.condition import Condition
-from diagtool.leaks.liveness import MAX_STEPS, cycles, owners, stuck_stacks
 from diagtool.leaks.model import is_own
+from diagtool.leaks.owners import cycles, owners
 from diagtool.leaks.pattern import FrameIndex, FramePattern
 from diagtool.snapshot.model import KIND, STATE, Snapshot
 
 Rows = NDArray[np.intp]
+
+#: Steps from stack to stack that are followed.
+MAX_STEPS = 10_000
 
 _WORKER = FramePattern.parse("concurrent/futures/thread.py:_worker")
 _JOB = FramePattern.parse("concurrent/futures/thread.py:_WorkItem.run")
@@ -209,8 +212,9 @@ class Facts:
 
     @cached_property
     def stuck(self) -> NDArray[np.bool_]:
-        """See :func:`diagtool.leaks.liveness.stuck_stacks`."""
-        return stuck_stacks(self.snapshot, ~np.isnan(self.timeout_left))
+        """What the decoder says, from all references that there are, less those that a timer ends."""
+        told: NDArray[np.bool_] = self.snapshot.stacks.stuck == 1
+        return told & np.isnan(self.timeout_left)
 
     @cached_property
     def deadlocked(self) -> set[int]:
