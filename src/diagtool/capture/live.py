@@ -19,6 +19,7 @@ import numpy as np
 
 from diagtool.capture import access, plan, processors, procfs
 from diagtool.capture.bigbuffers import big_buffers
+from diagtool.capture.children import Children
 from diagtool.capture.descriptors import read_descriptors
 from diagtool.capture.memory import PAGE, U64, AddressSpace, Bytes, Segment
 from diagtool.capture.model import REGISTERS_X86_64, Capture, CapturedThread, Mapping
@@ -75,6 +76,7 @@ def capture_live(pid: int, *, max_copy: int = MAX_COPY, extra_pages: ExtraPages 
 def _capture(pid: int, reader: MemoryReader, max_copy: int, extra_pages: ExtraPages | None) -> Capture:
     warnings: list[str] = []
     process = procfs.read_process(pid)
+    process.children = Children(pid)
     before = {tid: procfs.read_thread(pid, tid) for tid in procfs.task_ids(pid)}
     prepared = _prepare(pid, reader, max_copy, extra_pages, len(before), warnings)
     try:

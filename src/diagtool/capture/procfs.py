@@ -244,8 +244,6 @@ def innermost_pid(status: dict[str, str]) -> int | None:
 
 def read_process(pid: int) -> ProcessInfo:
     """What /proc says of a process now; fields that can't be read stay empty."""
-    from diagtool.capture.children import Children  # which reads with what is here
-
     base = f"/proc/{pid}/"
     status = parse_status(try_read(base + "status") or b"")
     stat = parse_stat(try_read(base + "stat") or b"")
@@ -269,7 +267,6 @@ def read_process(pid: int) -> ProcessInfo:
         boot_id=boot_id or None,
         host=os.uname().nodename,
         root=_other_root(pid),
-        children=Children(pid),
     )
 
 
