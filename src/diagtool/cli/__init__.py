@@ -45,9 +45,9 @@ def cli(context: click.Context) -> int:
     A service eats memory or has stopped answering, and may not be restarted:
 
     \b
-        diagtool snapshot 4242      stop it for milliseconds, keep everything in a file
-        diagtool leaks FILE.diag    what leaked, who waits on what, how to fix it
-        diagtool leaks core.4242    the same for one that died
+        diagtool snapshot 4242    stop it for milliseconds, keep all in a file
+        diagtool leaks FILE.diag  what leaked, who waits on what, how to fix it
+        diagtool leaks core.4242  the same for one that died
 
     Nothing is installed in, run in or changed in the process. It runs on after the stop, whatever
     happens to diagtool.
