@@ -16,13 +16,13 @@ import pytest
 from interpreters import Interpreter, interpreters
 
 from diagtool.capture.live import capture_live
-from diagtool.runtimes.cpython.codes import Codes
 from diagtool.runtimes.cpython.context import Context
-from diagtool.runtimes.cpython.greenlets import Greenlets, add_greenlets
-from diagtool.runtimes.cpython.interpreters import read_interpreters
-from diagtool.runtimes.cpython.objects import Objects
+from diagtool.runtimes.cpython.frames.codes import Codes
+from diagtool.runtimes.cpython.greenlets.decode import Greenlets, add_greenlets
+from diagtool.runtimes.cpython.objects.reader import Objects
+from diagtool.runtimes.cpython.objects.vectors import Vectors
 from diagtool.runtimes.cpython.runtime import find_runtime
-from diagtool.runtimes.cpython.vectors import Vectors
+from diagtool.runtimes.cpython.threads.interpreters import read_interpreters
 from diagtool.snapshot.model import STATES, Snapshot, SnapshotBuilder, Stack, Target
 from fixture_programs import with_libraries
 

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from interpreters import Interpreter, interpreters
 
-from diagtool.runtimes.cpython.linetable import all_lines, find_line, line_at
+from diagtool.runtimes.cpython.frames.linetable import all_lines, find_line, line_at
 
 # Runs in the interpreter under test: many code objects of the standard library and of odd sources, with their
 # raw line table and what the interpreter itself makes of it.

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from diagtool.capture.live import capture_live
-from diagtool.runtimes.cpython.codes import Codes
 from diagtool.runtimes.cpython.context import Context
-from diagtool.runtimes.cpython.objects import Objects
-from diagtool.runtimes.cpython.referents import Referents
+from diagtool.runtimes.cpython.frames.codes import Codes
+from diagtool.runtimes.cpython.objects.reader import Objects
+from diagtool.runtimes.cpython.objects.referents import Referents
+from diagtool.runtimes.cpython.objects.vectors import Vectors
 from diagtool.runtimes.cpython.runtime import find_runtime
-from diagtool.runtimes.cpython.vectors import Vectors
 from diagtool.snapshot.model import SnapshotBuilder, Target
 from fixture_programs import Interpreter, all_interpreters, launch
 

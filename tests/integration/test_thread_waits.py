@@ -18,13 +18,13 @@ from interpreters import Interpreter, interpreters
 from diagtool.capture.core import open_core
 from diagtool.capture.live import capture_live
 from diagtool.capture.model import Capture
-from diagtool.runtimes.cpython.blocked import ThreadWait, ThreadWaits
-from diagtool.runtimes.cpython.codes import Codes
 from diagtool.runtimes.cpython.context import Context
-from diagtool.runtimes.cpython.interpreters import read_interpreters
-from diagtool.runtimes.cpython.objects import Objects
+from diagtool.runtimes.cpython.frames.codes import Codes
+from diagtool.runtimes.cpython.objects.reader import Objects
+from diagtool.runtimes.cpython.objects.vectors import Vectors
 from diagtool.runtimes.cpython.runtime import find_runtime
-from diagtool.runtimes.cpython.vectors import Vectors
+from diagtool.runtimes.cpython.threads.blocked import ThreadWait, ThreadWaits
+from diagtool.runtimes.cpython.threads.interpreters import read_interpreters
 from diagtool.snapshot.model import SnapshotBuilder, Target
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads live processes")

@@ -9,11 +9,11 @@ import numpy as np
 from diagtool.capture.memory import AddressSpace, Segment
 from diagtool.capture.model import Capture, ProcessInfo
 from diagtool.runtimes.cpython import layouts
-from diagtool.runtimes.cpython.codes import Codes
 from diagtool.runtimes.cpython.context import Context
-from diagtool.runtimes.cpython.objects import Objects
+from diagtool.runtimes.cpython.frames.codes import Codes
+from diagtool.runtimes.cpython.objects.reader import Objects
+from diagtool.runtimes.cpython.objects.vectors import Vectors
 from diagtool.runtimes.cpython.runtime import Runtime
-from diagtool.runtimes.cpython.vectors import Vectors
 from diagtool.snapshot.model import SnapshotBuilder, Target
 
 BASE = 0x7F0000000000

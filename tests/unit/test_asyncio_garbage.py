@@ -11,18 +11,20 @@ from made_objects import LAYOUT, Heap
 
 from diagtool.capture.memory import AddressSpace, Segment
 from diagtool.capture.model import Capture, ProcessInfo
-from diagtool.runtimes.cpython import chains, layouts, tasks
-from diagtool.runtimes.cpython.census import Census
-from diagtool.runtimes.cpython.chains import follow
-from diagtool.runtimes.cpython.codes import Codes
+from diagtool.runtimes.cpython import layouts
 from diagtool.runtimes.cpython.context import Context
-from diagtool.runtimes.cpython.creation import creation_traces, origin_trace
-from diagtool.runtimes.cpython.futures import all_callbacks, callback_counts
-from diagtool.runtimes.cpython.interpreters import Interpreter
-from diagtool.runtimes.cpython.labels import ContextValues, looks_secret
-from diagtool.runtimes.cpython.objects import Objects
+from diagtool.runtimes.cpython.frames.codes import Codes
+from diagtool.runtimes.cpython.objects.census import Census
+from diagtool.runtimes.cpython.objects.reader import Objects
+from diagtool.runtimes.cpython.objects.vectors import Vectors
 from diagtool.runtimes.cpython.runtime import Runtime
-from diagtool.runtimes.cpython.vectors import Vectors
+from diagtool.runtimes.cpython.tasks import chains
+from diagtool.runtimes.cpython.tasks import find as tasks
+from diagtool.runtimes.cpython.tasks.chains import follow
+from diagtool.runtimes.cpython.tasks.creation import creation_traces, origin_trace
+from diagtool.runtimes.cpython.tasks.futures import all_callbacks, callback_counts
+from diagtool.runtimes.cpython.tasks.labels import ContextValues, looks_secret
+from diagtool.runtimes.cpython.threads.interpreters import Interpreter
 from diagtool.snapshot.model import SnapshotBuilder, Target
 
 ABSURD = 1 << 60

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from made_objects import BASE, LAYOUT, Heap
 
-from diagtool.runtimes.cpython.census import Census, TypeNames
-from diagtool.runtimes.cpython.interpreters import Interpreter, read_interpreters
-from diagtool.runtimes.cpython.objectcounts import ObjectCounts
+from diagtool.runtimes.cpython.objects.census import Census, TypeNames
+from diagtool.runtimes.cpython.objects.objectcounts import ObjectCounts
+from diagtool.runtimes.cpython.threads.interpreters import Interpreter, read_interpreters
 
 TRANSPORT = ("asyncio.selector_events", "_SelectorSocketTransport")
 

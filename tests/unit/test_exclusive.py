@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made_objects import Heap
 
-from diagtool.runtimes.cpython.exclusive import StuckCandidates, find_exclusive
+from diagtool.runtimes.cpython.liveness.exclusive import StuckCandidates, find_exclusive
 
 
 @dataclass

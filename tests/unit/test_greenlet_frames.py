@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_objects import BASE, LAYOUT, Heap
 
-from diagtool.runtimes.cpython.greenletframes import GreenletFrames, walk
+from diagtool.runtimes.cpython.greenlets.frames import GreenletFrames, walk
 
 SIZE = LAYOUT["sizeof._PyInterpreterFrame"]
 SHIM = LAYOUT["const.FRAME_OWNED_BY_CSTACK"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diagtool.runtimes.cpython.linetable import OPEN_END, all_lines, find_line, line_at
+from diagtool.runtimes.cpython.frames.linetable import OPEN_END, all_lines, find_line, line_at
 
 VERSIONS = [(3, 9), (3, 10), (3, 11), (3, 12), (3, 13), (3, 14), (3, 15)]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from made_objects import LAYOUT, Heap
 
-from diagtool.runtimes.cpython.exclusive import Exclusive, StuckCandidates, find_exclusive
-from diagtool.runtimes.cpython.referents import Referents, handled_exceptions
+from diagtool.runtimes.cpython.liveness.exclusive import Exclusive, StuckCandidates, find_exclusive
+from diagtool.runtimes.cpython.objects.referents import Referents, handled_exceptions
 
 _DATA, _SLOTS = LAYOUT["PyFrameObject._f_frame_data"], LAYOUT["_PyInterpreterFrame.localsplus"]
 

@@ -6,7 +6,7 @@ import pytest
 from made_objects import BASE, Heap
 
 from diagtool.capture.errors import NotSupported
-from diagtool.runtimes.cpython.interpreters import Interpreter, require_type_names
+from diagtool.runtimes.cpython.threads.interpreters import Interpreter, require_type_names
 
 ELSEWHERE = BASE + (1 << 40)
 

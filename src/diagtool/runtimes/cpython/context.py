@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from diagtool.capture.memory import MemoryFault
 from diagtool.capture.model import Capture
-from diagtool.runtimes.cpython.codes import Codes
-from diagtool.runtimes.cpython.objects import Objects
-from diagtool.runtimes.cpython.qualnames import qualname_of
+from diagtool.runtimes.cpython.frames.codes import Codes
+from diagtool.runtimes.cpython.frames.qualnames import qualname_of
+from diagtool.runtimes.cpython.objects.reader import Objects
+from diagtool.runtimes.cpython.objects.vectors import Vectors
 from diagtool.runtimes.cpython.runtime import Runtime
-from diagtool.runtimes.cpython.vectors import Vectors
 from diagtool.snapshot.model import Frame, SnapshotBuilder
 
 #: Low bits of a _PyStackRef (3.14+) that are no part of the address; clear in every version before.

@@ -8,18 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diagtool.capture.model import Capture
-from diagtool.runtimes.cpython import asyncstacks
-from diagtool.runtimes.cpython.addresssets import distinct
-from diagtool.runtimes.cpython.codes import Codes
 from diagtool.runtimes.cpython.context import Context
-from diagtool.runtimes.cpython.greenlets import add_greenlets
-from diagtool.runtimes.cpython.holders import hold_stacks
-from diagtool.runtimes.cpython.interpreters import Interpreter, read_interpreters, require_type_names
-from diagtool.runtimes.cpython.objects import Objects
+from diagtool.runtimes.cpython.frames.codes import Codes
+from diagtool.runtimes.cpython.greenlets.decode import add_greenlets
+from diagtool.runtimes.cpython.liveness.holders import hold_stacks
+from diagtool.runtimes.cpython.liveness.waiters import judge_exclusive
+from diagtool.runtimes.cpython.objects.addresssets import distinct
+from diagtool.runtimes.cpython.objects.reader import Objects
+from diagtool.runtimes.cpython.objects.vectors import Vectors
 from diagtool.runtimes.cpython.runtime import find_runtime
-from diagtool.runtimes.cpython.threads import decode_threads
-from diagtool.runtimes.cpython.vectors import Vectors
-from diagtool.runtimes.cpython.waiters import judge_exclusive
+from diagtool.runtimes.cpython.tasks import decode as asyncstacks
+from diagtool.runtimes.cpython.threads.decode import decode_threads
+from diagtool.runtimes.cpython.threads.interpreters import Interpreter, read_interpreters, require_type_names
 from diagtool.snapshot.model import Snapshot, SnapshotBuilder, Target
 
 _MAX_HELD_THINGS = 10_000  # things whose holders are looked for

@@ -1,0 +1,1 @@
+"""Frames and code objects: functions, lines, evaluation stacks."""

@@ -1,0 +1,1 @@
+"""Who can still wake whom, and who holds what."""

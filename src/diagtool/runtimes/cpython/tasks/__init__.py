@@ -1,0 +1,1 @@
+"""Asyncio: tasks of every loop, their await chains, what they wait on."""

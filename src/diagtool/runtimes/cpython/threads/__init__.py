@@ -1,0 +1,1 @@
+"""Threads: interpreters, names, what each waits on."""

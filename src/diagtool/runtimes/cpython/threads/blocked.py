@@ -1,0 +1,209 @@
+"""What each thread is blocked in, with the thing it waits for.
+
+Where a wait is written in Python, the thing is the ``self`` of its frames. Where it is in C, it is found by
+what the kernel says: the futex belongs to a lock, the fd to a socket, and the frame is calling it. A thread
+whose futex belongs to nothing known (a mutex of a C library) keeps the plain wait "futex".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diagtool.capture.model import CapturedThread
+from diagtool.runtimes.cpython.context import Context
+from diagtool.runtimes.cpython.threads.interpreters import Interpreter, PythonThread
+from diagtool.runtimes.cpython.threads.syscalls import blocking_call, fds_of, seconds_left
+from diagtool.runtimes.cpython.threads.things import LOCK_KINDS, ThreadThings
+from diagtool.runtimes.cpython.threads.waits import classify, wait_in_python
+from diagtool.snapshot.model import Thing
+
+__all__ = ("ThreadWait", "ThreadWaits")
+
+_INNERMOST = 8  # frames that a wait of the standard library has at most
+
+#: Names of waits by the C type that the futex belongs to.
+_LOCK_WAITS = dict(
+    zip(
+        LOCK_KINDS,
+        (
+            "threading.Lock.acquire",
+            "threading.RLock.acquire",
+            "queue.SimpleQueue.get",
+            "multiprocessing.Lock.acquire",
+        ),
+        strict=True,
+    )
+)
+
+#: Methods of sockets: with a timeout they sleep in poll, and only the method says what for.
+_SOCKET_METHODS = {
+    **dict.fromkeys(("recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into"), "recv"),
+    **dict.fromkeys(("send", "sendall", "sendto", "sendmsg"), "send"),
+    **dict.fromkeys(("accept", "_accept"), "accept"),
+    **dict.fromkeys(("connect", "connect_ex"), "connect"),
+}
+_SOCKET_CALLS = ("recv", "send", "accept", "connect", "poll", "ppoll", "read", "write")
+
+#: Waits whose thing is a file descriptor, though Python frames name them.
+_IO = ("socket.", "ssl.")
+
+#: Locals that hold the thing, of waits whose outermost frame is a function.
+_LOCALS = {"concurrent.futures.wait": "waiter", "concurrent.futures.as_completed": "waiter"}
+
+_P_PID = 1  # idtype of waitid (linux/wait.h)
+_WAITIDS = (247, 95)  # waitid on x86-64 and aarch64; wait4 takes the pid first
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadWait:
+    """What a thread waits for. ``name`` is "" when it does not wait.
+
+    ``timed`` says whether the wait ends by itself (None: unknown), ``time_left`` in how many seconds at most.
+    """
+
+    name: str = ""
+    thing: Thing | None = None
+    timed: bool | None = None
+    time_left: float | None = None
+
+
+class ThreadWaits:
+    """Names the waits of the threads of one process, and reads the things they wait for."""
+
+    def __init__(self, ctx: Context, interpreters: Sequence[Interpreter]) -> None:
+        self.ctx = ctx
+        self.interpreters = interpreters
+        self.things = ThreadThings(ctx, interpreters)
+
+    def of(self, thread: PythonThread) -> ThreadWait:
+        """The wait of a thread that Python knows."""
+        frames = [f for f in map(self.ctx.frame_of, thread.frames[:_INNERMOST]) if f is not None]
+        captured, process = thread.captured, self.ctx.capture.process
+        number, args = (captured.syscall, captured.syscall_args) if captured else (None, ())
+        wchan = captured.wchan if captured else None
+        gil = "waits" if thread.waits_for_gil else "holds" if thread.holds_gil else None
+        name = classify(frames, number, args, wchan, gil, process.machine)
+        if not name:
+            return ThreadWait()
+        if name == "gil":
+            return ThreadWait(name, self._gil(thread))
+        call = blocking_call(number, args, wchan, process.machine)
+        thing: Thing | None = None
+        if thread.holds_gil:  # blocked all the same: in native code, so not in what the frames say
+            return self._ended(name, self._of_kernel(captured, call), captured, call)
+        known = wait_in_python(frames, call)
+        receiver = self._receiver(thread, call)
+        if known is not None and not self._reacquires(thread, receiver):
+            frame = thread.frames[known[1] - 1]
+            address = self.ctx.local_of(frame, _LOCALS.get(name, "self"))
+            if name.startswith(_IO):
+                thing = self._of_kernel(captured, call, address)
+            else:
+                thing = self.things.read(address, name)
+        elif receiver is not None:
+            name, thing = self._of_receiver(thread, receiver, name, call)
+        return self._ended(name, thing or self._of_kernel(captured, call), captured, call)
+
+    def of_native(self, captured: CapturedThread) -> ThreadWait:
+        """The wait of a thread that runs no Python, by what the kernel says."""
+        machine = self.ctx.capture.process.machine
+        name = classify((), captured.syscall, captured.syscall_args, captured.wchan, None, machine)
+        if not name:
+            return ThreadWait()
+        call = blocking_call(captured.syscall, captured.syscall_args, captured.wchan, machine)
+        return self._ended(name, self._of_kernel(captured, call), captured, call)
+
+    def _ended(
+        self, name: str, thing: Thing | None, captured: CapturedThread | None, call: str | None
+    ) -> ThreadWait:
+        if captured is None or not call:
+            return ThreadWait(name, thing)
+        process, read = self.ctx.capture.process, self.ctx.objects.memory.try_read
+        timed, left = seconds_left(
+            call, captured.syscall, captured.syscall_args, read, process.monotonic, process.captured_at
+        )
+        if thing is not None and not thing.address and timed is not None:  # nobody else waits on this one
+            thing.state.update(timed=timed, time_left=left)
+        return ThreadWait(name, thing, timed, left)
+
+    # -- what the frame is calling ----------------------------------------------------------------------
+
+    def _receiver(self, thread: PythonThread, call: str | None) -> tuple[str, int] | None:
+        """(method, object) that the innermost frame is calling, confirmed by the kernel's arguments."""
+        captured = thread.captured
+        if captured is None or not captured.syscall_args or not thread.frames:
+            return None
+        if call == "futex":
+            futex = captured.syscall_args[0]
+            parked = self.things.lock_at(futex)
+            if parked:
+                return "", parked
+            candidates = list(self.things.stacks.receivers(thread.frames[0]))
+            found = next((c for c in candidates if self.things.semaphore_of(c[1]) == futex), None)
+            # where the thread's stack was not captured (gcore, with glibc 2.42's guard pages)
+            return found or next((c for c in candidates if self.things.is_contended(c[1])), None)
+        if call in _SOCKET_CALLS:
+            fds = fds_of(call, captured.syscall_args, self.ctx.objects.memory.try_read)
+            for method, address in self.things.stacks.receivers(thread.frames[0]):
+                if method in _SOCKET_METHODS and self._fd_of_socket(address) in fds:
+                    return method, address
+        return None
+
+    def _fd_of_socket(self, address: int) -> int | None:
+        field = self.ctx.runtime.layout.get("PySocketSockObject.sock_fd")
+        if field is None or not self.ctx.objects.is_a(address, "_socket.socket"):
+            return None
+        raw = self.ctx.objects.memory.try_read(address + field, 4)
+        return int.from_bytes(raw, "little", signed=True) if raw is not None else None
+
+    def _reacquires(self, thread: PythonThread, receiver: tuple[str, int] | None) -> bool:
+        """Whether a Condition.wait was notified already and waits for the Condition's lock again."""
+        if receiver is None:
+            return False
+        condition = self.ctx.local_of(thread.frames[0], "self")
+        return bool(condition) and self.ctx.objects.attribute(condition, "_lock") == receiver[1]
+
+    def _of_receiver(
+        self, thread: PythonThread, receiver: tuple[str, int], name: str, call: str | None
+    ) -> tuple[str, Thing | None]:
+        method, address = receiver
+        if call == "futex":
+            name = _LOCK_WAITS.get(self.ctx.objects.kind(address), name)
+            thing = self.things.read(address)
+            if thing is not None and name == "queue.SimpleQueue.get":
+                thing.state.update(self.things.executors.of_frame(thread.frames[0]))
+            return name, thing
+        thing = self._of_kernel(thread.captured, call, address)
+        return f"socket.{_SOCKET_METHODS[method]}", thing
+
+    # -- what only the kernel knows ---------------------------------------------------------------------
+
+    def _of_kernel(self, captured: CapturedThread | None, call: str | None, address: int = 0) -> Thing | None:
+        """A file descriptor (``address``: of its socket), a child or a timer; None where there is no such."""
+        if captured is None or not call:
+            return None
+        args = captured.syscall_args
+        if call == "sleep":
+            return Thing(0, "timer")
+        if call == "wait" and len(args) > 1:
+            pid = args[0] if captured.syscall not in _WAITIDS else args[1] if args[0] == _P_PID else 0
+            pid = pid if pid < 1 << 31 else 0  # -1 and groups
+            return Thing(0, "process", f"pid {pid}" if pid else "any child", {"pid": pid or None})
+        fds = fds_of(call, args, self.ctx.objects.memory.try_read)
+        if not fds:
+            return None
+        described = [f"fd {fd} {self.ctx.capture.fds.get(fd, '')}".rstrip() for fd in fds]
+        words = ", ".join(described[:4]) + (", …" if len(fds) > 4 else "")
+        return Thing(address, "fd", words, {"fd": fds[0], "fds": fds} if len(fds) > 1 else {"fd": fds[0]})
+
+    def _gil(self, thread: PythonThread) -> Thing | None:
+        own = next((i for i in self.interpreters if thread in i.threads), None)
+        if own is None or not own.gil:
+            return None
+        sharing = (t for i in self.interpreters if i.gil == own.gil for t in i.threads)
+        holder = next((t for t in sharing if t.holds_gil), None)
+        if holder is None:
+            return Thing(own.gil, "GIL", "not held", {"locked": False})
+        words, state = self.things.owner(holder.ident)
+        return Thing(own.gil, "GIL", words, {"locked": True, **state})
