@@ -244,6 +244,16 @@ class TestTargets:
         os.rename(service, "4242")
         assert api.kind_of("4242") == "store"
 
+    @pytest.mark.parametrize("command", ["leaks", "stacks", "snapshot"])
+    def test_what_is_read_is_never_written(
+        self, command: str, tmp_path: Path, capsys: Say, engine: Any
+    ) -> None:
+        core = tmp_path / "core"
+        core.write_bytes(b"\x7fELF, of which there is one only")
+        assert main([command, str(core), "-o", str(tmp_path / "." / "core")]) == 2
+        assert "is the file to be read" in says(capsys)[0]
+        assert core.read_bytes() == b"\x7fELF, of which there is one only"
+
     def test_files_are_told_by_their_content(self, service: str, tmp_path: Path) -> None:
         os.rename(service, "core.1")
         (tmp_path / "x.diag").write_bytes(b"\x7fELF")

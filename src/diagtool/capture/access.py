@@ -53,7 +53,8 @@ def _ended(pid: int, stat: procfs.Stat) -> TargetError:
     if stat.threads > 1:
         return NotSupported(
             f"the main thread of process {pid} has ended while others run on",
-            "diagtool can't read such a process live: make a core of it with gcore and read that.",
+            f"No debugger can read such a process; `kill -ABRT {pid}` ends it, and the kernel leaves a core "
+            f"(`prlimit --pid {pid} --core=unlimited` before).",
         )
     return NoSuchTarget(
         f"process {pid} is a zombie: it has ended, and its parent has not taken notice",

@@ -97,7 +97,7 @@ def command(
     from diagtool.report import terminal
 
     known = known_templates(templates)  # before the stop, which a mistake in them must not cost
-    resolved = [resolve(target, exe=exe, sysroot=sysroot) for target in targets]
+    resolved = [resolve(target, exe=exe, sysroot=sysroot, output=output) for target in targets]
     with progress("looking for leaks"):
         try:
             report = find_leaks([r.snapshot for r in resolved], templates=known, min_count=min_count)

@@ -57,7 +57,7 @@ def command(target: str, output: Path | None, as_json: bool, exe: str | None, sy
         raise click.UsageError(f"{target} is a snapshot already.")
     # Before the stop: no process is stopped for a file that then can't be written.
     store.check_writable(output or Path("x"))
-    snap = resolve(target, exe=exe, sysroot=sysroot).snapshot
+    snap = resolve(target, exe=exe, sysroot=sysroot, output=output).snapshot
     path = output or _free_name(snap)
     store.save(snap, path)
     if as_json:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
+
+import click
 
 from diagtool.api import kind_of, snapshot
 from diagtool.cli.progress import progress
@@ -20,12 +24,26 @@ class Resolved:
     sources: Sources
 
 
-def resolve(text: str, *, exe: str | None = None, sysroot: str | None = None) -> Resolved:
-    """The snapshot of what ``text`` names. Raises TargetError or StoreError."""
+def resolve(
+    text: str, *, exe: str | None = None, sysroot: str | None = None, output: Path | None = None
+) -> Resolved:
+    """The snapshot of what ``text`` names. Raises TargetError or StoreError.
+
+    ``output`` is where the result will be written: never in the place of a core, of which there is one only.
+    """
     kind = kind_of(text)
+    if kind != "live" and output is not None and _is_same(text, output):
+        raise click.UsageError(f"{output} is the file to be read. Name another one with -o.")
     with progress(f"{_DOING[kind]} {text}"):
         snap = snapshot(text, exe=exe, sysroot=sysroot)
     root = sysroot
     if root is None and kind == "live":
         root = f"/proc/{int(text)}/root"  # a target in another mount namespace has its sources there
     return Resolved(snap, Sources(snap.target, root))
+
+
+def _is_same(text: str, output: Path) -> bool:
+    try:
+        return os.path.samefile(text, output)  # noqa: PTH121
+    except OSError:  # not there yet
+        return False
