@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from diagtool.capture import doctor, ptrace
+from diagtool.capture import doctor, procfs, ptrace
 from diagtool.capture.access import Access, refused
 
 
@@ -58,7 +58,8 @@ def test_nothing_is_in_the_way(changes: dict[str, Any]) -> None:
         ({"dumpable": False}, "not dumpable", "root"),
         ({"seccomp": 2}, "seccomp", "--cap-add SYS_PTRACE"),
         ({"seccomp": 2, "capable": True}, "seccomp", "--cap-add SYS_PTRACE"),
-        ({"capable": True, "same_user_namespace": False, "their_uids": (0, 0, 0)}, "uid 0", "root"),
+        ({"capable": True, "same_user_namespace": False, "their_uids": (0, 0, 0)}, "namespace", "host"),
+        ({"capable": True, "same_user_namespace": False}, "namespace", "host"),
     ],
 )
 def test_what_is_in_the_way(changes: dict[str, Any], what: str, help: str) -> None:
@@ -66,6 +67,24 @@ def test_what_is_in_the_way(changes: dict[str, Any], what: str, help: str) -> No
     assert found is not None
     assert what in found[0]
     assert help in found[1]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [
+        ("user:[4026531837]", "user:[4026531837]", True),
+        ("user:[4026532001]", "user:[4026531837]", False),
+        ("user:[4026531837]", None, None),
+        ("user:[4026532001]", None, False),
+        (None, None, None),
+    ],
+)
+def test_root_of_a_container_may_not_look_outside(
+    ours: str | None, theirs: str | None, same: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = {"/proc/self/ns/user": ours, "/proc/7/ns/user": theirs}
+    monkeypatch.setattr(procfs, "try_readlink", links.get)
+    assert Access.of(7).same_user_namespace is same
 
 
 def test_with_the_capability_a_refusal_is_a_security_modules(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from diagtool.capture import procfs, ptrace
 from diagtool.capture.errors import NoSuchTarget, NotPermitted, NotSupported, TargetError
 
 _CAP_SYS_PTRACE = 19  # include/uapi/linux/capability.h
+_INITIAL_USER_NAMESPACE = "user:[4026531837]"  # PROC_USER_INIT_INO in include/linux/proc_ns.h
 
 
 def check(pid: int) -> None:
@@ -99,12 +100,16 @@ class Access:
         ours = procfs.parse_status(procfs.try_read("/proc/self/status") or b"")
         theirs = procfs.parse_status(procfs.try_read(f"/proc/{pid}/status") or b"")
         namespaces = [procfs.try_readlink(f"/proc/{who}/ns/user") for who in ("self", str(pid))]
+        # Root of an inner namespace is refused even this look at processes outside of it.
+        outside = namespaces[1] is None and namespaces[0] not in (None, _INITIAL_USER_NAMESPACE)
         scope = (procfs.try_read("/proc/sys/kernel/yama/ptrace_scope") or b"").strip()
         return cls(
             our_uid=os.geteuid(),
             their_uids=tuple(int(uid) for uid in theirs.get("Uid", "").split()[:3] if uid.isdigit()),
             capable=bool(int(ours.get("CapEff", "0"), 16) >> _CAP_SYS_PTRACE & 1),
-            same_user_namespace=namespaces[0] == namespaces[1] if None not in namespaces else None,
+            same_user_namespace=namespaces[0] == namespaces[1]
+            if None not in namespaces
+            else (False if outside else None),
             yama=int(scope) if scope.isdigit() else None,
             descendant=_is_ancestor(os.getpid(), pid),
             seccomp=int(ours.get("Seccomp", "0") or 0),
@@ -125,6 +130,11 @@ class Access:
             )
         if self.capable and self.same_user_namespace is not False:
             return _SECCOMP if self.seccomp == 2 else None
+        if self.capable:
+            return (
+                "it is outside of our user namespace, where our CAP_SYS_PTRACE does not count",
+                "Run as root of the host, outside of this container.",
+            )
         if not self.same_user:
             owner = self.their_uids[0] if self.their_uids else "unknown"
             return (
