@@ -30,6 +30,9 @@ def progress(what: str) -> Iterator[None]:
 
 
 def _show(what: str, done: threading.Event) -> None:
+    from diagtool.report.text import clean
+
+    what = clean(what)  # a core is named after its process, which may be hostile
     started = time.monotonic()
     wait, shown = _PATIENCE, False
     while not done.wait(wait):
