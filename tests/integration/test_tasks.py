@@ -261,7 +261,7 @@ inside.join()
 """
 
 
-@pytest.mark.parametrize("interpreter", [i for i in interpreters() if i.minor >= 12], ids=str)
+@pytest.mark.parametrize("interpreter", [i for i in interpreters() if i.minor >= 10], ids=str)
 def test_tasks_of_a_subinterpreter(interpreter: Interpreter, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(IN_SUBINTERPRETER)
     with launch(tmp_path / "program.py", interpreter=interpreter) as program:
@@ -270,6 +270,11 @@ def test_tasks_of_a_subinterpreter(interpreter: Interpreter, tmp_path: Path) -> 
             snapshot = decode(capture)
     inside = [s for s in snapshot if s.name == "inside"]
     assert [(s.state, s.wait, s.thread) for s in inside] == [("waiting", "asyncio.Queue.get", tid)] * 3
+    threads = [s for s in snapshot if s.kind == "thread" and s.frames]
+    (loop,) = [
+        s for s in threads if s.frames[-1].file.startswith("<") and s.frames[-1].function == "<module>"
+    ]
+    assert (loop.thread, loop.wait) == (tid, "epoll"), "the thread that made the interpreter is another one"
 
 
 def test_nothing_was_unreadable(zoo: Zoo) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -332,6 +333,17 @@ class TestTemplates:
 
 
 class TestErrors:
+    def test_too_few_files_are_no_bug(self, monkeypatch: pytest.MonkeyPatch, capsys: Say) -> None:
+        def broken(*_: object, **__: object) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr("diagtool.cli.target.snapshot", broken)
+        assert main(["leaks", "4242"]) == 3
+        assert says(capsys) == [
+            "diagtool: diagtool may not open as many files as it needs",
+            "Raise the limit: ulimit -n 1024.",
+        ]
+
     def test_a_bug_is_one_line_and_a_request(
         self, monkeypatch: pytest.MonkeyPatch, capsys: Say, engine: Any
     ) -> None:

@@ -821,6 +821,14 @@ def test_its_healthy_twin_is_not(name: str, build: Build) -> None:
         assert [f.template for f in found] == []
 
 
+def test_what_was_not_found_in_a_core_cut_off_is_no_evidence() -> None:
+    """Nobody keeps the tasks: so it seems, but part of the memory is missing."""
+    w = World()
+    tasks_that_nobody_keeps(w)
+    w.builder.snapshot.target.details["missing"] = 4096
+    assert [f.template for f in find_leaks([w.build()]).findings] == ["asyncio-wait-never-satisfied"]
+
+
 def test_every_leak_template_has_a_leak_here() -> None:
     missing = {t.id for t in builtin() if not t.idle} - {template for _, template, *_ in LEAKS}
     assert missing <= {"thread-wait-never-satisfied"}

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from diagtool.capture.arguments import start_arguments, string_at
 from diagtool.capture.corefiles import core_files
-from diagtool.capture.coremaps import core_mappings, file_ranges, held_and_lost, load_ranges
+from diagtool.capture.coremaps import core_mappings, file_ranges, held_and_lost, load_ranges, missing_bytes
 from diagtool.capture.decompress import compression_of, decompressed
 from diagtool.capture.elf import (
     ELF_MAGIC,
@@ -108,6 +108,7 @@ def open_core(
             modules=modules,
             memory=memory,
             warnings=warnings,
+            missing=missing_bytes(ranges),
             _closers=list(closers),
         )
     except BaseException:

@@ -49,17 +49,22 @@ def load_ranges(segments: Records, size: int) -> list[CoreRange]:
     return out
 
 
+def missing_bytes(ranges: list[CoreRange]) -> int:
+    """Bytes that the core says it holds, and does not: it is cut off."""
+    return sum(r.size - r.held for r in ranges if r.size > r.held)
+
+
 def held_and_lost(ranges: list[CoreRange], buffer: int) -> tuple[list[Segment], list[str]]:
     """(segments that the core holds, warnings about what it should hold and does not)."""
     warnings = []
     held = [
         Segment(r.start, r.start + r.held, buffer, r.offset, bool(r.flags & PF_W)) for r in ranges if r.held
     ]
-    missing = [r.size - r.held for r in ranges if r.size > r.held]
-    if missing:
+    short = sum(1 for r in ranges if r.size > r.held)
+    if short:
         warnings.append(
-            f"the core is cut off: {sum(missing):,} bytes of {len(missing)} of its "
-            f"{sum(1 for r in ranges if r.size)} memory segments are missing (a size limit or a full disk)"
+            f"the core is cut off: {short} of its {sum(1 for r in ranges if r.size)} memory segments lack "
+            f"{missing_bytes(ranges):,} bytes (a size limit or a full disk)"
         )
     overlaps = sum(1 for a, b in pairwise(held) if b.start < a.end)
     if overlaps:

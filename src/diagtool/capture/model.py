@@ -94,6 +94,8 @@ class Capture:
     fds: dict[int, str] = field(default_factory=dict)
     #: Ranges of writable memory that were not copied in the stop, for want of room: read when asked for.
     left_out: list[tuple[int, int]] = field(default_factory=list)
+    #: Bytes of memory that a core cut off should have and has not.
+    missing: int = 0
     #: Pages of writable memory that were read after the stop: they may have changed since.
     late_pages: int = 0
     _closers: list[object] = field(default_factory=list, repr=False)

@@ -6,6 +6,7 @@ comm, command line and environment). Facts: proc(5), Linux Documentation/filesys
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -212,7 +213,9 @@ def task_ids(pid: int) -> list[int]:
     """The threads of a process, as our pid namespace numbers them; [] when it is gone."""
     try:
         return [int(name) for name in os.listdir(f"/proc/{pid}/task")]  # noqa: PTH208 (ten times faster)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # ours to mend; it says nothing of the process
         return []
 
 

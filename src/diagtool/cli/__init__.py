@@ -118,6 +118,9 @@ def _report(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS:
         silence_stdout()
         return _fail(f"cannot write the output: {error.strerror}", ELSEWHERE, UNREADABLE, error)
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        hint = "Raise the limit: ulimit -n 1024."
+        return _fail("diagtool may not open as many files as it needs", hint, UNREADABLE, error)
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return _fail(
         f"internal error: {what}",

@@ -98,7 +98,7 @@ class Facts:
             flags = self.stuck if path == "stuck" else self._awaited
             return flags, np.zeros(len(flags), np.bool_)
         if path == "held":
-            return self._held, self.snapshot.stacks.kind != KIND["task"]
+            return self._held, (self.snapshot.stacks.kind != KIND["task"]) | (self.incomplete & ~self._held)
         if path in ("age_seconds", "wait_seconds", "timeout_left"):
             seconds = self.timeout_left if path == "timeout_left" else getattr(self.snapshot.stacks, path)
             return seconds, np.isnan(seconds)
@@ -122,7 +122,8 @@ class Facts:
         if path == "pooled":
             return int(self.executor_of.get(row, -1)) >= 0
         if path == "held":
-            return bool(self._held[row]) if int(s.kind[row]) == KIND["task"] else None
+            unknown = int(s.kind[row]) != KIND["task"] or (self.incomplete and not self._held[row])
+            return None if unknown else bool(self._held[row])
         if path == "holder":
             return self.snapshot.holders[s.holder[row]] if s.holder[row] >= 0 else None
         if path == "owner":
@@ -159,6 +160,11 @@ class Facts:
     @cached_property
     def _tasks(self) -> dict[int, dict[str, Any]]:
         return {t["address"]: t for t in self.table("tasks") if isinstance(t.get("address"), int)}
+
+    @cached_property
+    def incomplete(self) -> bool:
+        """Whether memory is missing (a core cut off): what was not found may be there all the same."""
+        return bool(self.snapshot.target.details.get("missing"))
 
     @cached_property
     def _held(self) -> NDArray[np.bool_]:

@@ -113,6 +113,8 @@ class Matcher:
             return None
         if not all(len(self._related(p, rows)) for p in rule.present):
             return None
+        if rule.absent and self.facts.incomplete:
+            return None
         if any(len(self._related(p, rows)) for p in rule.absent):
             return None
         explained = [self._related(p, rows) for p in rule.explains]

@@ -75,6 +75,7 @@ def _target(capture: Capture, flavour: str) -> Target:
         "namespaces": process.namespaces,
         "environ": process.environ,
         "ns_pid": process.ns_pid,
+        "missing": capture.missing,
         "root": process.root,
     }
     return Target(

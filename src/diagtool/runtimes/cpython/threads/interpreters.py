@@ -184,6 +184,8 @@ def _thread(
     captured = by_tid.get(m.u64(address + native)) if native is not None else None
     if captured is None:  # threading.get_ident() is pthread_self(), which is what fs points to
         captured = by_pointer.get(ident)
+    if interpreter.id:
+        captured = _at_work_for(ctx, address) or captured
     thread = PythonThread(address, interpreter.id, ident, captured)
     for field_name, attribute in (
         ("_PyThreadStateImpl.asyncio_running_loop", "running_loop"),
@@ -194,6 +196,22 @@ def _thread(
             setattr(thread, attribute, int.from_bytes(word or b"", "little"))
     thread.frames = thread_frames(ctx, address)
     return thread
+
+
+def _at_work_for(ctx: Context, thread_state: int) -> CapturedThread | None:
+    """The kernel thread on whose stack a thread state evaluates frames, for 3.10 to 3.12; else None.
+
+    A subinterpreter keeps the ids of the thread that made it, whichever thread it runs in. But its ``cframe``
+    lies on the stack of that one (Include/cpython/pystate.h; gone in 3.13, where the ids are right).
+    """
+    offset = ctx.runtime.layout.get("PyThreadState.cframe")
+    word = ctx.objects.memory.try_read(thread_state + offset, 8) if offset is not None else None
+    cframe = int.from_bytes(word or b"", "little")
+    stack = next((m for m in ctx.capture.mappings if m.start <= cframe < m.end), None)
+    if stack is None or stack.path == "[heap]":
+        return None
+    within = [t for t in ctx.capture.threads if stack.start <= t.registers.get("rsp", 0) <= cframe]
+    return max(within, key=lambda t: t.registers["rsp"], default=None)
 
 
 def _name_threads(ctx: Context, interpreter: Interpreter) -> None:
