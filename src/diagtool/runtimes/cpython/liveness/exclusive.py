@@ -10,7 +10,8 @@ reference more than can be explained is reachable from outside, its own referenc
 stack whose thing is reachable from outside is not stuck; repeat until nothing changes.
 
 A reference from a place that is not understood is never explained, so every doubt ends in "not exclusive".
-A weak reference to the thing, a timer that leads to the task, a time limit count as reachable too.
+A weak reference to the thing or to an object that leads to it, a timer that leads to the task, a time limit
+count as reachable too.
 """
 
 from __future__ import annotations
@@ -223,10 +224,16 @@ class _Graph:
                 return self.stuck
 
     def _weakly_reachable(self) -> NDArray[np.bool_]:
-        """Things that have weak references (tp_weaklistoffset, or the managed one from 3.12 on)."""
+        """Objects that have weak references (tp_weaklistoffset, or the managed one from 3.12 on).
+
+        Not tasks and threads: asyncio and threading list all of theirs weakly, which lets one cancel them and
+        look at them, but not get at what they wait on.
+        """
         lay, v = self.ctx.runtime.layout, self.ctx.vectors
         out = np.zeros(len(self.objects), np.bool_)
-        rows = np.unique(self.index(self.candidates.things[self.candidates.things != 0]))
+        listed = contains(self.candidates.parts, self.objects)
+        listed |= contains(self.candidates.known.addresses, self.objects)
+        rows = np.flatnonzero(self.private & (~listed | contains(self.things, self.objects)))
         types = v.types(self.objects[rows])
         for t in np.unique(types[types != 0]).tolist():
             mine = rows[types == t]

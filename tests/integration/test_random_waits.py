@@ -1,0 +1,42 @@
+"""Programs with a known answer, thousands of them: nobody is said to be stuck who can still be woken.
+
+The worlds are made by tests/programs/random_waits.py, which works the answer out from its own plan.
+DIAGTOOL_TEST_WORLDS sets how many there are for each interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from diagtool.capture.live import capture_live
+from diagtool.runtimes.cpython import decode
+from fixture_programs import Interpreter, interpreters, launch
+
+PROGRAM = Path(__file__).parent.parent / "programs" / "random_waits.py"
+WORLDS = int(os.environ.get("DIAGTOOL_TEST_WORLDS", "400"))
+AT_ONCE = 200  # worlds of one process
+
+pytestmark = pytest.mark.timeout(120 + WORLDS)
+
+
+@pytest.mark.parametrize("interpreter", interpreters(), ids=str)
+def test_who_can_be_woken_is_never_stuck_and_most_who_cannot_are(interpreter: Interpreter) -> None:
+    found = missed = 0
+    for seed in range(0, WORLDS, AT_ONCE):
+        count = str(min(AT_ONCE, WORLDS - seed))
+        with launch(PROGRAM, interpreter=interpreter, arguments=[str(seed), count]) as program:
+            answer = json.loads(program.wait_line("ANSWER ").partition(" ")[2])
+            with capture_live(program.pid) as capture:
+                stacks = decode(capture).stacks
+        said = dict(zip(stacks.name, (stacks.stuck == 1).tolist(), strict=True))
+        for name, stuck in answer["stuck"].items():
+            plan = answer["worlds"][name.partition("-")[0]]
+            assert stuck or not said[name], f"{name} of seed {seed} can be woken: {plan}"
+            found += stuck and said[name]
+            missed += stuck and not said[name]
+    assert found > WORLDS
+    assert missed <= 0.05 * (found + missed), f"{missed} of {found + missed} were not found"
