@@ -50,6 +50,7 @@ docs: venv ## Fill in what programs say in docs/
 
 layouts: venv ## Regenerate the structure layout tables from interpreter headers
 	$(BIN)/python tools/layouts/generate.py
+	$(BIN)/python tools/layouts/opcodes.py
 
 clean: ## Remove the environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist src/*.egg-info

@@ -373,7 +373,7 @@ _ALL = [
     Fixture("idle_executor", "idle_executor.py", None, healthy_modes=_h(3), kind="idle", count=32),
     Fixture("idle_servers", "idle_servers.py", None, healthy_modes=_h(5), kind="idle", count=32),
     Fixture("idle_threads", "idle_threads.py", None, healthy_modes=_h(8), kind="idle", count=1),
-    Fixture("idle_tasks", "idle_tasks.py", None, healthy_modes=_h(5), kind="idle", count=20),
+    Fixture("idle_tasks", "idle_tasks.py", None, healthy_modes=_h(6), kind="idle", count=20),
     Fixture(
         "idle_multiprocessing", "idle_multiprocessing.py", None, healthy_modes=_h(4), kind="idle", count=2
     ),

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from diagtool.capture.memory import MemoryFault
 from diagtool.runtimes.cpython.context import Context
+from diagtool.runtimes.cpython.layouts import opcodes
 
-__all__ = ("CallSite", "call_site")
+__all__ = ("CallSite", "call_site", "names_of_line")
 
 _MAX_LINE = 4096  # bytes of code of one line
 
@@ -26,32 +27,38 @@ class CallSite:
     names: frozenset[str]
 
 
+# What call_site() tells by its number: the start of a ``with`` block, FOR_ITER. Include/opcode.h of each
+# version, opcode_ids.h of 3.13. 3.14 needs none of this.
+_ENTER_STEP = {(3, 9): (143, 93), (3, 10): (143, 93), (3, 11): (53, 93), (3, 12): (53, 93), (3, 13): (2, 72)}
+
+
 @dataclass(frozen=True, slots=True)
-class _Opcodes:
-    """Numbers of a version: LOAD_ATTR and LOAD_METHOD with their specialised forms, the start of a ``with``
-    block, FOR_ITER; and how far the argument of LOAD_ATTR is shifted."""
+class _Line:
+    """A line up to an instruction: attributes and globals that it loads, and the number of its last step."""
 
-    attribute: frozenset[int]
-    enter: int
-    step: int
-    shift: int = 0
+    attributes: frozenset[str]
+    globals: frozenset[str]
+    last: int
 
 
-# Include/opcode.h of each version, opcode_ids.h of 3.13. 3.14 needs none of this.
-_OPCODES = {
-    (3, 9): _Opcodes(frozenset({106, 160}), 143, 93),
-    (3, 10): _Opcodes(frozenset({106, 160}), 143, 93),
-    (3, 11): _Opcodes(frozenset({106, 160, *range(39, 44), *range(56, 60), 62, 63}), 53, 93),
-    (3, 12): _Opcodes(frozenset({106, 70, 72, 73, *range(76, 83)}), 53, 93, 1),
-    (3, 13): _Opcodes(frozenset({82, *range(191, 203)}), 2, 72, 1),
-}
+def names_of_line(ctx: Context, code: int, offset: int) -> frozenset[str]:
+    """Names of attributes and globals that the line of an instruction has loaded by then; empty: unknown."""
+    line = _line(ctx, code, offset)
+    return line.attributes | line.globals if line is not None else frozenset()
 
 
 def call_site(ctx: Context, code: int, offset: int) -> CallSite | None:
     """The call site of an instruction; None where it can't be read, or needs not (3.14 and later)."""
-    opcodes = _OPCODES.get(ctx.runtime.version)
+    numbers = _ENTER_STEP.get(ctx.runtime.version)
+    line = _line(ctx, code, offset) if numbers is not None else None
+    if numbers is None or line is None:
+        return None
+    return CallSite(line.last == numbers[0], line.last == numbers[1], line.attributes)
+
+
+def _line(ctx: Context, code: int, offset: int) -> _Line | None:
     decoded = ctx.codes.get(code)
-    if opcodes is None or decoded is None or offset < 0:
+    if decoded is None or offset < 0:
         return None
     line = ctx.codes.line(decoded, offset)
     ranges = [(start, end) for start, end, at in decoded.lines or [] if at == line and start <= offset]
@@ -67,11 +74,17 @@ def call_site(ctx: Context, code: int, offset: int) -> CallSite | None:
         names = o.tuple_items(o.memory.u64(code + lay["PyCodeObject.co_names"]), 1 << 12)
     except MemoryFault:
         return None
-    loaded: set[str] = set()
-    # Inline caches (3.11+) are read as if they were instructions: a name too many now and then.
-    for i in range(0, len(text), 2):
-        if text[i] in opcodes.attribute and any(low <= first + i < high for low, high in ranges):
-            argument = text[i + 1] >> opcodes.shift
-            if argument < len(names):
-                loaded.add(o.text(names[argument]) or "")
-    return CallSite(text[-2] == opcodes.enter, text[-2] == opcodes.step, frozenset(loaded))
+    table = opcodes("{}.{}".format(*ctx.runtime.version))
+    caches: dict[str, int] = table["caches"]
+    loaded: dict[str, set[int]] = {"attribute": set(), "name": set()}
+    i = 0
+    while i < len(text):
+        if any(low <= first + i < high for low, high in ranges):
+            for kind, found in loaded.items():
+                if text[i] in table[kind]:
+                    found.add(text[i + 1] >> table[f"{kind}_shift"])
+        i += 2 + 2 * caches.get(str(text[i]), 0)
+    attributes, plain = (
+        frozenset(o.text(names[n]) or "" for n in found if n < len(names)) for found in loaded.values()
+    )
+    return _Line(attributes, plain, text[-2])

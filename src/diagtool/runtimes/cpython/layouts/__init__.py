@@ -62,6 +62,17 @@ def flavours(version: str) -> list[str]:
 
 
 @functools.cache
+def opcodes(minor: str) -> dict[str, Any]:
+    """Numbers of the opcodes that load names, and inline cache entries (tools/layouts/opcodes.py says more).
+
+    Raises KeyError for an unknown version.
+    """
+    text = resources.files(__name__).joinpath("opcodes.json").read_text(encoding="ascii")
+    found: dict[str, Any] = json.loads(text)[minor]
+    return found
+
+
+@functools.cache
 def _document(minor: str) -> dict[str, Any]:
     text = resources.files(__name__).joinpath(f"cpython-{minor}.json").read_text(encoding="ascii")
     document: dict[str, Any] = json.loads(text)

@@ -30,6 +30,7 @@ from diagtool.runtimes.cpython.tasks.futures import (
     may_have_callbacks,
 )
 from diagtool.runtimes.cpython.tasks.futurethings import names_from
+from diagtool.runtimes.cpython.tasks.inplace import made_in_place
 from diagtool.runtimes.cpython.tasks.labels import ContextValues
 from diagtool.runtimes.cpython.tasks.lockowners import add_owners
 from diagtool.runtimes.cpython.tasks.loops import loop_types, note_time, read_loops
@@ -97,7 +98,7 @@ def decode_tasks(
     executors = Executors(ctx, interpreters)
     task_names = names_from(ctx, tasks.name)
     offloaded = Offloaded(ctx, executors, tasks.address, task_names)
-    wait_names, thing_rows = _name_waits(ctx, tasks, waits, wait_of, things, waiting, offloaded)
+    wait_names, thing_rows = _name_waits(ctx, tasks, chains, waits, wait_of, things, waiting, offloaded)
     trace = chains.trace.copy()
     _running_traces(ctx, interpreters, chains, trace)
     of_tasks, inverse = np.unique(tasks.loop, return_inverse=True)
@@ -221,6 +222,7 @@ def _waits(
 def _name_waits(
     ctx: Context,
     tasks: TaskColumns,
+    chains: Chains,
     waits: list[TaskWait],
     wait_of: NDArray[np.intp],
     things: U64,
@@ -241,6 +243,9 @@ def _name_waits(
         read = read_things(ctx, distinct_things)
         elsewhere = distinct(np.array(offloaded.describe(read), np.uint64))
         names[contains(elsewhere, things) & (things != 0)] = ctx.builder.wait("asyncio.wrap_future")
+        inline = there[made_in_place(ctx, chains, waits, wait_of, there)]
+        for place in np.unique(np.searchsorted(distinct_things, things[inline])).tolist():
+            read[place].state["made_in_place"] = True
         ids = [ctx.builder.thing(t) for t in read]
         rows[there] = np.array(ids, np.int32)[inverse]
     return names, rows
