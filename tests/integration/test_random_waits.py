@@ -14,6 +14,7 @@ import pytest
 
 from diagtool.capture.live import capture_live
 from diagtool.runtimes.cpython import decode
+from diagtool.snapshot.model import Snapshot
 from fixture_programs import Interpreter, interpreters, launch
 
 PROGRAM = Path(__file__).parent.parent / "programs" / "random_waits.py"
@@ -23,6 +24,15 @@ AT_ONCE = 200  # worlds of one process
 pytestmark = pytest.mark.timeout(120 + WORLDS)
 
 
+def settled(pid: int, names: set[str]) -> Snapshot:
+    """A snapshot in which all of these stacks wait: a thread may be on its way still."""
+    while True:
+        with capture_live(pid) as capture:
+            snapshot = decode(capture)
+        if all(s.wait for s in snapshot if s.kind == "thread" and s.name in names):
+            return snapshot
+
+
 @pytest.mark.parametrize("interpreter", interpreters(), ids=str)
 def test_who_can_be_woken_is_never_stuck_and_most_who_cannot_are(interpreter: Interpreter) -> None:
     found = missed = 0
@@ -30,8 +40,7 @@ def test_who_can_be_woken_is_never_stuck_and_most_who_cannot_are(interpreter: In
         count = str(min(AT_ONCE, WORLDS - seed))
         with launch(PROGRAM, interpreter=interpreter, arguments=[str(seed), count]) as program:
             answer = json.loads(program.wait_line("ANSWER ").partition(" ")[2])
-            with capture_live(program.pid) as capture:
-                stacks = decode(capture).stacks
+            stacks = settled(program.pid, set(answer["stuck"])).stacks
         said = dict(zip(stacks.name, (stacks.stuck == 1).tolist(), strict=True))
         for name, stuck in answer["stuck"].items():
             plan = answer["worlds"][name.partition("-")[0]]

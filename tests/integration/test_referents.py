@@ -26,7 +26,7 @@ from diagtool.snapshot.model import SnapshotBuilder, Target
 from fixture_programs import Interpreter, all_interpreters, launch
 
 PROGRAM = """
-import gc, json, os, signal, sys, threading, types
+import collections, functools, gc, json, os, signal, sys, threading, types
 
 class Token: pass
 
@@ -130,6 +130,15 @@ class frame(list): "No frame of CPython's."
 class traceback(tuple): "No traceback."
 keep(frame([Token()]), traceback([Token()]))
 frame.__slots__ = ()
+
+containers = [types.MappingProxyType({}), types.SimpleNamespace(x=Token()), iter([Token()]),
+              collections.defaultdict(list, {1: Token()}), collections.OrderedDict({1: Token()}),
+              functools.partial(print, Token()), collections.deque([Token()])]
+for one in containers:
+    keep(one)
+    inside = [o for o in gc.get_referents(one) if isinstance(o, (dict, list, Token))]
+    assert inside
+    must += [(one, o) for o in inside]
 
 trace = error = one = None
 del handled

@@ -1,10 +1,10 @@
 """Random small programs of tasks and things, with a known answer: who can still be woken?
 
-usage: random_waits.py SEED COUNT. Makes COUNT worlds in one process. In each a few tasks wait on a few things
-(queues, events, locks, semaphores, conditions, futures, other tasks), hold others in their frames, wrapped in
-anything from a list to a closure, and some things are held by something that lives: a global, a timer, a
-thread, a weak reference, a reference that only C has … Prints "READY pid" when all wait, then
-"ANSWER json": name of each task -> whether nothing that can still run reaches what it waits on.
+usage: random_waits.py SEED COUNT. Makes COUNT worlds in one process. In each a few tasks and threads wait
+on a few things (queues, events, locks, semaphores, conditions, futures, other tasks), hold others in their
+frames, wrapped in anything from a list to a closure, and some things are held by something that lives: a
+global, a timer, a thread, a weak reference, a reference that only C has … Prints "READY pid" when all wait,
+then "ANSWER json": name of each task -> whether nothing that can still run reaches what it waits on.
 
 The answer is worked out from the plan of the world alone: greatest set of waiting tasks of which none waits
 on anything that a task outside of the set, or something that lives, holds.
@@ -12,11 +12,13 @@ on anything that a task outside of the set, or something that lives, holds.
 
 import asyncio
 import collections
+import concurrent.futures
 import contextvars
 import ctypes
 import functools
 import json
 import os
+import queue
 import random
 import socket
 import sys
@@ -263,6 +265,43 @@ THINGS = {
 }
 
 
+# The same for threads; they block in wait(thing).
+
+
+def acquired_lock():
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
+def wait_in_condition(condition):
+    with condition:
+        condition.wait()
+
+
+def full_thread_queue():
+    made = queue.Queue(1)
+    made.put(1)
+    return made
+
+
+THREAD_THINGS = {
+    "thread queue": (queue.Queue, lambda t: t.get()),
+    "full thread queue": (full_thread_queue, lambda t: t.put(2)),
+    "simple queue": (queue.SimpleQueue, lambda t: t.get()),
+    "thread event": (threading.Event, lambda t: t.wait()),
+    "thread lock": (acquired_lock, lambda t: t.acquire()),
+    "thread condition": (threading.Condition, wait_in_condition),
+    "thread semaphore": (lambda: threading.Semaphore(0), lambda t: t.acquire()),
+    "concurrent future": (concurrent.futures.Future, lambda t: t.result()),
+}
+
+
+def in_thread(wait, thing, held):
+    wait(thing)
+    return held
+
+
 async def leaf(wait):
     await wait
 
@@ -291,8 +330,9 @@ class World:
     """The plan of one world: who waits on what, who holds what, what lives; and its answer."""
 
     def __init__(self, choose, number):
-        self.prefix = "w%d" % number
-        self.kinds = [choose.choice(list(THINGS)) for _ in range(choose.randint(1, 3))]
+        self.prefix = f"w{number}"
+        known = [*THINGS, *THINGS, *THREAD_THINGS]
+        self.kinds = [choose.choice(known) for _ in range(choose.randint(1, 3))]
         self.waits = [choose.randrange(len(self.kinds)) for _ in range(choose.randint(1, 5))]
         self.depth = [choose.choice([0, 0, 1, 2]) for _ in self.waits]
         self.holds = [
@@ -311,12 +351,15 @@ class World:
         self.joins = []
         for _ in range(choose.choice([0, 0, 1, 2])):
             how = choose.choice(["gather", "wait", "one by one", "shield"])
-            others = len(self.waits) + len(self.joins)
-            picked = choose.sample(range(others), min(others, choose.randint(1, 3)))
+            others = [t for t, w in enumerate(self.waits) if self.kinds[w] in THINGS]
+            others += [len(self.waits) + j for j in range(len(self.joins))]
+            if not others:
+                break
+            picked = choose.sample(others, min(len(others), choose.randint(1, 3)))
             self.joins.append((how, picked[:1] if how == "shield" else picked))
 
     def name(self, task):
-        return "%s-%d" % (self.prefix, task)
+        return f"{self.prefix}-{task}"
 
     def answer(self):
         """name -> whether it is stuck."""
@@ -340,10 +383,16 @@ class World:
             stuck = now
 
     def build(self, loop):
-        things = [THINGS[kind][0](loop) for kind in self.kinds]
+        things = [THINGS[k][0](loop) if k in THINGS else THREAD_THINGS[k][0]() for k in self.kinds]
         tasks = []
         for t, thing in enumerate(self.waits):
             held = [WRAPS[wrap](things[other]) for other, wrap in self.holds[t]]
+            if self.kinds[thing] in THREAD_THINGS:
+                wait = THREAD_THINGS[self.kinds[thing]][1]
+                arguments = (wait, things[thing], held)
+                threading.Thread(target=in_thread, args=arguments, daemon=True, name=self.name(t)).start()
+                tasks.append(None)
+                continue
             wait = THINGS[self.kinds[thing]][1](things[thing])
             tasks.append(loop.create_task(nested(wait, self.depth[t], held), name=self.name(t)))
         for j, (how, others) in enumerate(self.joins):
@@ -352,7 +401,7 @@ class World:
         for t, live in enumerate(self.lives):
             if live is not None:
                 make, wrap = live
-                make(loop, "%s.%d" % (self.prefix, t), WRAPS[wrap](things[t]), things[t])
+                make(loop, f"{self.prefix}.{t}", WRAPS[wrap](things[t]), things[t])
         return tasks
 
 
@@ -363,7 +412,7 @@ async def main(seed, count):
     names = []
     for number in range(count):
         world = World(choose, number)
-        KEPT.extend(world.build(loop))
+        KEPT.extend(task for task in world.build(loop) if task is not None)
         answers.update(world.answer())
         described[world.prefix] = {
             "kinds": world.kinds,

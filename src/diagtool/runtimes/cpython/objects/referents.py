@@ -87,6 +87,13 @@ class Referents:
             "coroutine_wrapper": lambda a: self._fields(a, "PyCoroWrapper.cw_coroutine"),
             "async_generator_asend": lambda a: self._fields(a, "PyAsyncGenASend.ags_gen"),
             "builtin_function_or_method": lambda a: self._fields(a, "PyCFunctionObject.m_self"),
+            # Structures that no header file declares (Objects/descrobject.c, namespaceobject.c, listobject.c,
+            # Modules/_collectionsmodule.c): one or two fields behind the header, alike since 3.9.
+            "mappingproxy": lambda a: self._behind_header(a, 0),
+            "types.SimpleNamespace": lambda a: self._behind_header(a, 0),
+            "list_iterator": lambda a: self._behind_header(a, 1),
+            "collections.defaultdict": self._defaultdict,
+            "collections.OrderedDict": self._dict,
             "traceback": lambda a: self._fields(a, "PyTracebackObject.tb_next", "PyTracebackObject.tb_frame"),
             "frame": self._frame,
             **dict.fromkeys(GENERATOR_KINDS, self._generator),
@@ -129,6 +136,14 @@ class Referents:
         lay, v = self.ctx.runtime.layout, self.ctx.vectors
         rows = np.arange(len(objects))
         return joined([(rows, v.field(objects, n)) for n in names if n in lay])
+
+    def _behind_header(self, objects: U64, field: int) -> Edges:
+        first = self.ctx.runtime.layout["PyVarObject.ob_size"]  # where the header of an object ends
+        return np.arange(len(objects)), self.ctx.vectors.words(objects, first + 8 * field)
+
+    def _defaultdict(self, objects: U64) -> Edges:
+        factory = self.ctx.vectors.words(objects, self.ctx.runtime.layout["PyDictObject.ma_values"] + 8)
+        return joined([self._dict(objects), (np.arange(len(objects)), factory)])
 
     def _words_at(self, where: Edges) -> Edges:
         return where[0], self.ctx.vectors.words(where[1])
