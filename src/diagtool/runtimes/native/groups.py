@@ -1,0 +1,140 @@
+"""Unreachable blocks put together by size and by what their first word points into.
+
+The first word of an object of C++ is its vtable, of a Python object or a C structure often a pointer to a
+table of a library: that names who made it.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diagtool.capture.elf import PF_X
+from diagtool.capture.memory import U64, AddressSpace, Mask, MemoryFault
+from diagtool.capture.modules import Module
+from diagtool.runtimes.native.known import why_known
+from diagtool.runtimes.native.model import UnreachableGroup
+
+__all__ = ["class_name", "grouped"]
+
+_EXAMPLES = 5
+_MOST_NAMED = 1000  # first words that are looked up; the others are grouped by size alone
+_LONGEST_NAME = 512
+
+
+def grouped(
+    memory: AddressSpace,
+    modules: Sequence[Module],
+    address: U64,
+    size: U64,
+    heads: Mask,
+) -> list[UnreachableGroup]:
+    """Groups, the one with most bytes first. ``heads``: blocks that no other of these points to."""
+    if not len(address):
+        return []
+    words = memory.load(address)[0]
+    names = _Names(memory, modules)
+    keys = np.where(names.inside(words), words, np.uint64(0))
+    distinct, count = np.unique(keys, return_counts=True)
+    rare = distinct[np.argsort(-count, kind="stable")[_MOST_NAMED:]]
+    keys[np.isin(keys, rare)] = 0
+    pairs, group = np.unique(np.stack([size, keys], axis=1), axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    order = np.argsort(group, kind="stable")
+    first = np.searchsorted(group[order], np.arange(len(pairs) + 1))
+    out = []
+    for number, (bytes_each, word) in enumerate(pairs.tolist()):
+        rows: NDArray[np.intp] = order[first[number] : first[number + 1]]
+        library, symbol, kind = names.of(word) if word else (None, None, None)
+        out.append(
+            UnreachableGroup(
+                size=bytes_each,
+                count=len(rows),
+                bytes=bytes_each * len(rows),
+                heads=int(heads[rows].sum()),
+                library=library,
+                symbol=symbol,
+                type=kind,
+                known=why_known(library, symbol),
+                examples=tuple(address[rows[:_EXAMPLES]].tolist()),
+            )
+        )
+    return sorted(out, key=lambda g: (-g.bytes, g.size, g.library or ""))
+
+
+class _Names:
+    """Which library an address belongs to, and what stands there."""
+
+    def __init__(self, memory: AddressSpace, modules: Sequence[Module]) -> None:
+        self._memory = memory
+        self._modules = sorted(modules, key=lambda m: m.start)
+        self._starts = [m.start for m in self._modules]
+
+    def inside(self, words: U64) -> Mask:
+        """Which words point into some module."""
+        starts = np.array(self._starts, dtype=np.uint64)
+        ends = np.array([m.end for m in self._modules], dtype=np.uint64)
+        if not len(starts):
+            return np.zeros(len(words), dtype=np.bool_)
+        at = np.searchsorted(starts, words, side="right") - 1
+        inside: Mask = (at >= 0) & (words < ends[np.maximum(at, 0)])
+        return inside
+
+    def of(self, word: int) -> tuple[str | None, str | None, str | None]:
+        """(path of the library, function and offset, class of the object whose vtable this is)."""
+        module = self._module(word)
+        if module is None:
+            return None, None, None
+        symbol = None
+        if module.flags_at(word) & PF_X:
+            found = module.symbol_at(word)
+            if found is not None:
+                symbol = found[0] if not found[1] else f"{found[0]}+{found[1]:#x}"
+        return module.path, symbol, None if symbol else self._class(word)
+
+    def _module(self, address: int) -> Module | None:
+        i = bisect_right(self._starts, address) - 1
+        return self._modules[i] if i >= 0 and self._modules[i].contains(address) else None
+
+    # Itanium C++ ABI 2.9: the word before a vtable's first entry is its type_info, whose second word is
+    # its name, mangled. Both are in libraries; a vtable has at least one function behind it, too.
+    def _class(self, vtable: int) -> str | None:
+        try:
+            info = self._memory.u64(vtable - 8)
+            function = self._memory.u64(vtable)
+            if self._module(info) is None or info % 8:
+                return None
+            code = self._module(function)
+            if code is None or not code.flags_at(function) & PF_X:
+                return None
+            name = self._memory.u64(info + 8)
+            if self._module(name) is None:
+                return None
+            text = self._memory.cstring(name, _LONGEST_NAME)
+        except MemoryFault:
+            return None
+        return class_name(text.decode("ascii", "replace"))
+
+
+def class_name(mangled: str) -> str | None:
+    """The class "app::Node" of a type_info's name "N3app4NodeE"; what is harder stays as it is."""
+    mangled = mangled.lstrip("*")
+    if not re.fullmatch(r"[A-Za-z0-9_$.]{2,}", mangled) or not re.match(r"\d|N|St|S[absiod]", mangled):
+        return None
+    nested = mangled.startswith("N") and mangled.endswith("E")
+    rest, parts = mangled[1:-1] if nested else mangled, []
+    while rest:
+        length = re.match(r"[1-9]\d*", rest)
+        if length is None:
+            return mangled
+        start = length.end()
+        end = start + int(length.group())
+        if end > len(rest):
+            return mangled
+        parts.append(rest[start:end])
+        rest = rest[end:]
+    return "::".join(parts) if parts and (nested or len(parts) == 1) else mangled

@@ -1,0 +1,147 @@
+"""Which memory of a process is what: data of modules, stacks and their live parts, everything else."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from diagtool.capture.elf import PF_W
+from diagtool.capture.memory import PAGE, AddressSpace
+from diagtool.capture.model import Capture, Mapping
+from diagtool.capture.modules import Module
+from diagtool.capture.plan import RED_ZONE, MappingOrder, is_anonymous, is_writable_private
+from diagtool.capture.room import headroom
+from diagtool.capture.segments import merged
+
+__all__ = ["Ranges", "data_of_modules", "fetch", "is_libc", "less", "private_memory", "sealed", "stacks_of"]
+
+#: Address ranges [start, end), sorted and disjoint.
+Ranges = list[tuple[int, int]]
+
+_PTHREAD = 0x1000  # bytes of struct pthread that are looked at (0x900 with glibc 2.36)
+_MOST_STACK = 1 << 30  # bytes
+_MOST_SEALED = 64 << 20  # bytes of one mapping
+_AT_ONCE = 1 << 14  # pages fetched together
+
+
+def is_libc(module: Module) -> bool:
+    """Whether a module goes by the name of the C library (libc.so.6, libc-2.31.so)."""
+    name = module.path.rpartition("/")[2]
+    return name.startswith(("libc.so", "libc-2."))
+
+
+def data_of_modules(capture: Capture) -> Ranges:
+    """The writable data of modules with their .bss, the C library's first; the others by address."""
+    modules = sorted(capture.modules, key=lambda m: m.start)
+    starts = [m.start for m in modules]
+    first: Ranges = []
+    others: Ranges = []
+    for m in capture.mappings:
+        i = bisect_right(starts, m.start) - 1
+        if i < 0 or not is_writable_private(m):
+            continue
+        module = modules[i]
+        if m.start < module.end and module.flags_at(m.start) & PF_W:
+            part = (m.start, min(m.end, module.end))
+            (first if is_libc(module) else others).append(part)
+    return first + others
+
+
+def private_memory(mappings: Sequence[Mapping]) -> Ranges:
+    """Everything that is writable and private, neighbours joined."""
+    return merged((m.start, m.end) for m in mappings if is_writable_private(m))
+
+
+def sealed(capture: Capture) -> Ranges:
+    """Private memory that may be written to no more: data protected after relocation, or by the program."""
+    out = []
+    for m in capture.mappings:
+        if m.permissions[:2] != "r-" or not m.permissions.endswith("p") or m.end - m.start > _MOST_SEALED:
+            continue
+        if m.path.startswith("["):
+            continue
+        if is_anonymous(m) or any(
+            x.contains(m.start) and x.flags_at(m.start) & PF_W for x in capture.modules
+        ):
+            out.append((m.start, m.end))
+    return merged(out)
+
+
+def less(ranges: Ranges, taken: Ranges) -> Ranges:
+    """What is left of ``ranges`` without ``taken``, both sorted and disjoint."""
+    out = []
+    i = 0
+    for start, end in ranges:
+        while i < len(taken) and taken[i][1] <= start:
+            i += 1
+        at, j = start, i
+        while j < len(taken) and taken[j][0] < end:
+            if taken[j][0] > at:
+                out.append((at, taken[j][0]))
+            at = max(at, taken[j][1])
+            j += 1
+        if at < end:
+            out.append((at, end))
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    low: int
+    high: int
+    pointer: int
+
+
+def stacks_of(capture: Capture) -> tuple[Ranges, Ranges]:
+    """(whole stacks, the parts of them that no thread will read again: below the stack pointer)."""
+    order = MappingOrder(capture.mappings)
+    stacks = []
+    for thread in capture.threads:
+        pointer = thread.registers.get("rsp", 0)
+        place = order.holding(pointer)
+        if place is None or not is_writable_private(order.mappings[place]):
+            continue
+        found = _by_pthread(capture.memory, thread.registers.get("fs_base", 0), pointer)
+        if found is None and order.is_stack(place):
+            found = order.mappings[place].start, order.mappings[place].end
+        if found is not None:
+            stacks.append(_Stack(max(found[0], order.mappings[place].start), found[1], pointer))
+    # Two threads on one stack: neither's dead part is dead for the other one.
+    lows = [s.low for s in stacks]
+    dead = [(s.low, s.pointer - RED_ZONE) for s in stacks if lows.count(s.low) == 1]
+    return merged((s.low, s.high) for s in stacks), merged((a & -PAGE, b & -8) for a, b in dead if a < b)
+
+
+# struct pthread holds ``stackblock`` and ``stackblock_size`` side by side (nptl/descr.h), at an offset that
+# differs between versions: the pair of words that describes whole pages around both pointers.
+def _by_pthread(memory: AddressSpace, thread: int, pointer: int) -> tuple[int, int] | None:
+    raw = memory.try_read(thread, _PTHREAD) if thread else None
+    if raw is None:
+        raw = memory.try_read(thread, PAGE - thread % PAGE & -8) if thread else None
+    if raw is None:
+        return None
+    words = np.frombuffer(raw, dtype="<u8")
+    low, size = words[:-1], words[1:]
+    good = (low % np.uint64(PAGE) == 0) & (size % np.uint64(PAGE) == 0) & (size > 0) & (size <= _MOST_STACK)
+    good &= (low > 0) & (low <= pointer) & (np.uint64(pointer) - low < size)
+    good &= np.uint64(thread) - low < size
+    for i in np.flatnonzero(good)[:1].tolist():
+        return int(low[i]), int(low[i]) + int(size[i])
+    return None
+
+
+def fetch(capture: Capture, ranges: Ranges) -> Ranges:
+    """Have what was left out of a live capture read, as far as there is room; returns what was not."""
+    room = headroom()
+    missing = []
+    for start, end in less(ranges, less([(0, 1 << 64)], merged(capture.left_out))):
+        if end - start > room:
+            missing.append((start, end))
+            continue
+        room -= end - start
+        for low in range(start & -PAGE, end, _AT_ONCE * PAGE):
+            capture.memory.load(np.arange(low, min(end, low + _AT_ONCE * PAGE), PAGE, dtype=np.uint64))
+    return missing

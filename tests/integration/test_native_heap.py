@@ -1,0 +1,154 @@
+"""The heap of real processes and of their cores, against what their own malloc says of it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from diagtool.capture.core import open_core
+from diagtool.capture.live import capture_live
+from diagtool.runtimes.native import NativeHeap, native_heap
+from diagtool.runtimes.native.model import FREE
+from integration.interpreters import Interpreter, interpreters
+from native import built, started
+
+WAYS = ["live", "kernel", "gcore"]
+LOST, LOST_SIZE = 1000, 1008  # tests/programs/blocks.c
+
+
+@dataclass
+class Told:
+    """A program's word on its own heap, and the captures of the same moment."""
+
+    info: dict[str, int]
+    usable: dict[int, int]  # address of a block in use -> malloc_usable_size
+    paths: dict[str, Path]
+    pid: int
+
+
+def told(path: Path) -> tuple[dict[str, int], dict[int, int]]:
+    first, *rest = path.read_text().splitlines()
+    info = {name: int(value) for name, value in (pair.split("=") for pair in first.split())}
+    return info, {int(address, 16): int(size) for address, size in (line.split() for line in rest)}
+
+
+def cores(pid: int, folder: Path) -> dict[str, Path]:
+    """A core of gcore, then one of the kernel, which ends the process."""
+    pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
+    if pattern.startswith(("|", "/")):
+        pytest.skip(f"the kernel sends cores to {pattern}")
+    if shutil.which("gcore") is None:
+        pytest.skip("gcore is not installed")
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    resource.prlimit(pid, resource.RLIMIT_CORE, unlimited)
+    subprocess.run(["gcore", "-o", str(folder / "gcore"), str(pid)], capture_output=True, check=True)
+    os.kill(pid, signal.SIGABRT)
+    return {"gcore": folder / f"gcore.{pid}"}
+
+
+@pytest.fixture(scope="module", params=["leak", "healthy"])
+def program(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Told, dict[str, NativeHeap]]]:
+    folder = tmp_path_factory.mktemp("heap")
+    heaps = {}
+    with started(built("blocks"), request.param, "3000", "3", cwd=folder) as running:
+        running.say(str(folder / "told"))
+        assert running.line() == "TOLD"
+        with capture_live(running.pid) as capture:
+            heaps["live"] = native_heap(capture)
+        paths = cores(running.pid, folder)
+        running.process.wait(60)
+        paths["kernel"] = next(f for f in folder.iterdir() if f.name.startswith("core"))
+        info, usable = told(folder / "told")
+        for way, path in paths.items():
+            with open_core(str(path)) as capture:
+                heaps[way] = native_heap(capture)
+        yield request.param, Told(info, usable, paths, running.pid), heaps
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_totals_are_those_of_mallinfo(program: tuple[str, Told, dict[str, NativeHeap]], way: str) -> None:
+    _, told, heaps = program
+    heap, info = heaps[way], told.info
+    assert heap.allocator == "glibc malloc"
+    assert heap.warnings == []
+    assert sum(a.system for a in heap.arenas) == info["arena"]
+    assert (heap.mmapped_blocks, heap.mmapped_bytes) == (info["hblks"], info["hblkhd"])
+    cached = sum(a.cached for a in heap.arenas)
+    assert heap.free_bytes - cached == info["fordblks"]  # for malloc, what caches hold is in use
+    assert sum(a.used for a in heap.arenas) + cached + _headers(heap) == info["uordblks"]
+    assert sum(a.fast for a in heap.arenas) == info["fsmblks"]
+    assert int((heap.blocks.state == FREE).sum()) + len(heap.arenas) == info["ordblks"]
+    assert len(heap.arenas) == 4 and heap.thread_caches == 4
+
+
+# What arenas themselves take of their heaps counts as used for malloc.
+def _headers(heap: NativeHeap) -> int:
+    return sum(a.system - a.used - a.free - a.top for a in heap.arenas)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_block_in_use_is_found_with_its_size(
+    program: tuple[str, Told, dict[str, NativeHeap]], way: str
+) -> None:
+    _, told, heaps = program
+    blocks = heaps[way].blocks
+    used = dict(zip(blocks.address[blocks.used].tolist(), blocks.usable[blocks.used].tolist(), strict=True))
+    assert {address: used.get(address) for address in told.usable} == told.usable
+    # Beyond these only what the program's own libraries took: buffers, thread caches, dtvs.
+    assert len(used) - len(told.usable) < 20
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_lost_is_found_and_nothing_else(
+    program: tuple[str, Told, dict[str, NativeHeap]], way: str
+) -> None:
+    what, _, heaps = program
+    heap = heaps[way]
+    assert heap.reachability == "judged"
+    if what == "healthy":
+        assert heap.unreachable == []
+        return
+    (group,) = heap.unreachable
+    assert (group.count, group.size, group.heads) == (LOST, LOST_SIZE, LOST)
+    assert group.symbol == "retire" and group.library is not None and group.library.endswith("blocks")
+
+
+IDLE = "import sys; print('READY'); sys.stdout.flush(); sys.stdin.read()"
+BUSY = """
+import asyncio, ctypes, decimal, hashlib, json, re, socket, sqlite3, ssl, subprocess, sys, threading
+subprocess.run(["true"])
+workers = [threading.Thread(target=lambda: re.compile("a+b")) for _ in range(8)]
+[w.start() for w in workers]
+[w.join() for w in workers]
+context = ssl.create_default_context()
+sqlite3.connect(":memory:").execute("select 1").fetchall()
+socket.getaddrinfo("localhost", 80)
+async def nap(): await asyncio.sleep(0.01)
+asyncio.run(nap())
+print("READY"); sys.stdout.flush(); sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("text", [IDLE, BUSY], ids=["idle", "busy"])
+@pytest.mark.parametrize("interpreter", interpreters(), ids=str)
+def test_a_healthy_interpreter_has_lost_nothing(interpreter: Interpreter, text: str) -> None:
+    try:
+        with started(*interpreter.argv, "-I", "-c", text) as running, capture_live(running.pid) as capture:
+            heap = native_heap(capture)
+    except RuntimeError:
+        pytest.skip("this interpreter lacks a module")
+    assert heap.reachability == "judged"
+    assert heap.unreachable == []
+    assert heap.warnings == []
+    assert heap.thread_caches == len(capture.threads)
