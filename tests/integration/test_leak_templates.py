@@ -30,6 +30,17 @@ LATE_WITHIN = 20.0  # seconds
 #: Of the stacks of a leak, those that are as they should be: the last of the listeners is in use.
 STILL_GOOD = {("c02", "leak"): 1}
 
+#: Leaks of which it can be proven that nobody can wake them: by fixture, in these modes.
+PROVEN = {
+    "a01": {"leak", "leak2"},
+    "a02": {"leak", "leak2"},
+    "a03": {"leak", "leak2"},
+    "a04": {"leak", "leak2"},
+    "a05": {"leak", "event", "condition", "barrier", "taskgroup", "future"},
+    "c01": {"leak", "leak2", "leak3"},
+    "c09": {"leak2", "leak3"},
+}
+
 CATALOGUE = {t.id: t.catalogue for t in builtin()}
 JUDGED = [f for f in FIXTURES.values() if f.template or f.kind == "idle"]
 
@@ -48,6 +59,8 @@ def is_it(fixture: Fixture, mode: str, finding: Finding) -> bool:
     if CATALOGUE.get(finding.template or "") not in (fixture.template or "").split(","):
         return False
     if fixture.kind in ("task", "thread", "asyncgen") and finding.kind != fixture.kind:
+        return False
+    if mode in PROVEN.get(fixture.name, ()) and finding.verdict != "proven":
         return False
     if fixture.kind == "heap" or fixture.stacks is None:
         return True

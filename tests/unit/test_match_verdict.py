@@ -71,12 +71,6 @@ def test_the_worst_is_first_and_then_the_largest() -> None:
     ]
 
 
-def test_nothing_is_ever_proven_yet() -> None:
-    w = World()
-    starved(w)
-    assert report(w).summary.by_verdict == {"proven": 0, "likely": 1, "suspect": 0}
-
-
 def test_ids_are_the_same_in_another_run_and_differ_within_a_report() -> None:
     def ids(*lines: int) -> list[str]:
         w = World()
@@ -224,3 +218,25 @@ def test_a_callback_of_what_a_task_waits_on_holds_nothing() -> None:
 def test_no_stacks_no_findings() -> None:
     made = report(World())
     assert (made.findings, made.clusters, made.summary.stacks) == ((), (), 0)
+
+
+@pytest.mark.parametrize(("exact", "verdict"), [(True, "proven"), (False, "likely"), (None, "likely")])
+def test_stuck_stacks_in_memory_of_one_instant_are_proven(exact: bool | None, verdict: str) -> None:
+    w = World()
+    w.tasks(50, "asyncio.Queue.get", f"{QUEUE_GET} app.py:f:1", w.thing(exclusive=True))
+    if exact is not None:
+        w.builder.snapshot.target.details["exact"] = exact
+    found = report(w)
+    (finding,) = found.findings
+    assert (finding.template, finding.verdict) == ("asyncio-queue-get-starved", verdict)
+    assert found.summary.by_verdict[verdict] == 1
+
+
+def test_a_likely_leak_that_asks_for_no_stuck_stacks_is_not_proven() -> None:
+    w = World()
+    w.builder.snapshot.target.details["exact"] = True
+    for own, other in ((0x5000, 0x5100), (0x5100, 0x5000)):  # each has what the other one wants
+        lock = w.thing("_thread.RLock", exclusive=False, owner=other, owner_alive=True)
+        w.threads(1, "threading.RLock.acquire", f"app.py:f:9 {THREAD}", lock, address=own)
+    (finding,) = report(w).findings
+    assert (finding.template, finding.verdict) == ("lock-order-deadlock", "likely")

@@ -1,7 +1,7 @@
 """From snapshots to a report: templates judged, each stack told once, findings ranked.
 
-Here is also where ``proven`` will come from, once the heap is read (a finding whose stacks nothing that can
-still run reaches). Until then nothing claims it.
+Here is also where ``proven`` comes from: a template that asks for stuck stacks matched with all its
+conditions, and the decoder saw every reference there is, in memory of one instant.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _finding(facts: Facts, match: Match, course: Course | None) -> Finding:
     return Finding(
         id="",
         template=None if template is _UNKNOWN else template.id,
-        verdict=match.rule.level,
+        verdict="proven" if _proven(facts, match) else match.rule.level,
         severity=template.severity,
         kind=kind_name(int(s.kind[first])),
         count=len(rows),
@@ -136,6 +136,13 @@ def _finding(facts: Facts, match: Match, course: Course | None) -> Finding:
         examples=examples(snapshot, rows.tolist()),
         trend=course.trend(rows) if course is not None else None,
     )
+
+
+def _proven(facts: Facts, match: Match) -> bool:
+    if match.rule.level != "likely" or not facts.snapshot.target.details.get("exact"):
+        return False
+    asked = (*match.rule.stack, *getattr(match.template.match, "stack", ()))
+    return any(c.path == "stuck" and c.operator == "==" and c.value is True for c in asked)
 
 
 def _held_by(snapshot: Snapshot, rows: Rows) -> tuple[str, ...]:
