@@ -85,9 +85,11 @@ def snapshot(
     *,
     exe: str | os.PathLike[str] | None = None,
     sysroot: str | os.PathLike[str] | None = None,
+    heap: bool = False,
 ) -> Snapshot:
     """The decoded state of a process (pid), a core or a .diag file (path).
 
+    ``heap`` counts all objects of a process or core by type, too (``Snapshot.tables["heap_types"]``).
     Raises TargetError (``diagtool.capture.errors``), or StoreError for a .diag file.
     """
     if kind_of(target) == "store":
@@ -96,7 +98,7 @@ def snapshot(
 
     with capture(target, exe=exe, sysroot=sysroot) as captured:
         try:
-            return decode(captured)
+            return decode(captured, heap=heap)
         except TargetError as error:
             # What was missing when it was opened, a core cut off, say, is most likely why.
             if captured.warnings:

@@ -389,7 +389,7 @@ def test_every_help_is_a_page_for_a_tired_person(path: tuple[str, ...]) -> None:
     assert max(map(len, result.output.splitlines())) <= 80
     if len(path) == 1 and path[0] not in ("templates", "completion"):
         assert "Examples:" in result.output and "Exit status:" in result.output
-    if path and path[0] in ("snapshot", "leaks", "stacks"):
+    if path and path[0] in ("snapshot", "leaks", "stacks", "heap"):
         assert "stopped" in result.output  # what it costs the target
 
 
@@ -430,7 +430,7 @@ def test_what_was_missing_is_said_when_nothing_could_be_decoded(
 ) -> None:
     """A core that is cut off has no interpreter in it: then the cut is the thing to know."""
 
-    def no_python(capture: Capture) -> Snapshot:
+    def no_python(capture: Capture, **_: object) -> Snapshot:
         raise NotSupported("no CPython interpreter was found in this process", "Name the executable.")
 
     def opened(*_: object, **__: object) -> Capture:

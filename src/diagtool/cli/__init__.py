@@ -26,7 +26,7 @@ INTERRUPTED = 128 + signal.SIGINT
 #: What only writing meets.
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
-_COMMANDS = ("snapshot", "leaks", "stacks", "templates", "doctor", "completion")
+_COMMANDS = ("snapshot", "leaks", "stacks", "heap", "templates", "doctor", "completion")
 
 
 @click.group(

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 @click.command("snapshot", short_help="Stop a process for milliseconds, keep everything in a file.")
 @target_argument("target", metavar="PID")
 @output_option("Write to FILE; default: diagtool-PID-TIME.diag in this folder.")
+@click.option("--heap", is_flag=True, help="Count all objects by type, too, for `diagtool heap FILE.diag`.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON (diagtool.snapshot/1).")
 @core_options
 @color_option
-def command(target: str, output: Path | None, as_json: bool, exe: str | None, sysroot: str | None) -> int:
+def command(
+    target: str, output: Path | None, heap: bool, as_json: bool, exe: str | None, sysroot: str | None
+) -> int:
     """Stop a process for milliseconds and keep everything in a file.
 
     Threads, asyncio tasks, what each waits on and who awaits whom go into one FILE.diag, which any
@@ -40,6 +43,7 @@ def command(target: str, output: Path | None, as_json: bool, exe: str | None, sy
     Examples:
         diagtool snapshot 4242
         diagtool snapshot 4242 -o before.diag --json
+        diagtool snapshot 4242 --heap
         diagtool snapshot core.4242 -o crash.diag
 
     \b
@@ -57,7 +61,7 @@ def command(target: str, output: Path | None, as_json: bool, exe: str | None, sy
         raise click.UsageError(f"{target} is a snapshot already.")
     # Before the stop: no process is stopped for a file that then can't be written.
     store.check_writable(output or Path("x"))
-    snap = resolve(target, exe=exe, sysroot=sysroot, output=output).snapshot
+    snap = resolve(target, exe=exe, sysroot=sysroot, output=output, heap=heap).snapshot
     path = output or _free_name(snap)
     store.save(snap, path)
     if as_json:

@@ -25,17 +25,23 @@ class Resolved:
 
 
 def resolve(
-    text: str, *, exe: str | None = None, sysroot: str | None = None, output: Path | None = None
+    text: str,
+    *,
+    exe: str | None = None,
+    sysroot: str | None = None,
+    output: Path | None = None,
+    heap: bool = False,
 ) -> Resolved:
-    """The snapshot of what ``text`` names. Raises TargetError or StoreError.
+    """The snapshot of what ``text`` names, with ``heap`` its objects counted.
 
+    Raises TargetError or StoreError.
     ``output`` is where the result will be written: never in the place of a core, of which there is one only.
     """
     kind = kind_of(text)
     if kind != "live" and output is not None and _is_same(text, output):
         raise click.UsageError(f"{output} is the file to be read. Name another one with -o.")
     with progress(f"{_DOING[kind]} {text}"):
-        snap = snapshot(text, exe=exe, sysroot=sysroot)
+        snap = snapshot(text, exe=exe, sysroot=sysroot, heap=heap)
     root = sysroot
     if root is None and kind == "live":
         root = f"/proc/{int(text)}/root"  # a target in another mount namespace has its sources there

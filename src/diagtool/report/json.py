@@ -1,4 +1,4 @@
-"""The JSON documents: ``diagtool.leaks/1``, ``diagtool.stacks/1`` and ``diagtool.snapshot/1``.
+"""The JSON documents: ``diagtool.leaks/1``, and the same of stacks, heap and snapshot.
 
 The schemas are in ``schema/``. Addresses are hex strings, sizes bytes, times seconds; frames are innermost
 first. Within version 1 fields are only ever added.
@@ -15,6 +15,7 @@ from typing import Any
 
 from diagtool._version import __version__
 from diagtool.leaks.model import Cluster, Finding, Report, WaitingOn
+from diagtool.report.heap import TypeCount
 from diagtool.report.tree import Node
 from diagtool.snapshot.model import KINDS, Frame, Snapshot, Stack, Target
 
@@ -25,7 +26,7 @@ def dumps(document: dict[str, Any]) -> str:
 
 
 def schema(name: str) -> dict[str, Any]:
-    """The JSON Schema of a document: ``leaks``, ``stacks`` or ``snapshot``."""
+    """The JSON Schema of a document: ``leaks``, ``stacks``, ``heap`` or ``snapshot``."""
     path = Path(__file__).parent / "schema" / f"{name}-1.json"
     document: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return document
@@ -69,6 +70,30 @@ def stacks(
     if rows is not None:
         document["stacks"] = [_stack(s) for s in rows]
     return document
+
+
+def heap(snap: Snapshot, rows: Sequence[TypeCount]) -> dict[str, Any]:
+    """The document of ``diagtool heap``: a row a type, most bytes first."""
+    return {
+        "schema": "diagtool.heap/1",
+        "diagtool": __version__,
+        "target": _target(snap.target),
+        "pause_ms": _milliseconds(snap.pause_ms),
+        "objects": sum(r.count for r in rows),
+        "bytes": sum(r.bytes for r in rows),
+        "types": [
+            {
+                "type": r.type,
+                "count": r.count,
+                "bytes": r.bytes,
+                "own": r.own,
+                "owned": r.owned,
+                "types": r.types,
+            }
+            for r in rows
+        ],
+        "warnings": list(snap.warnings),
+    }
 
 
 def snapshot(snap: Snapshot, file: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from diagtool.capture.model import Capture
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.frames.codes import Codes
 from diagtool.runtimes.cpython.greenlets.decode import add_greenlets
+from diagtool.runtimes.cpython.heap.tables import add_heap
 from diagtool.runtimes.cpython.liveness.holders import hold_stacks
 from diagtool.runtimes.cpython.liveness.waiters import judge_exclusive
 from diagtool.runtimes.cpython.objects.addresssets import distinct
@@ -25,8 +26,8 @@ from diagtool.snapshot.model import Snapshot, SnapshotBuilder, Target
 _MAX_HELD_THINGS = 10_000  # things whose holders are looked for
 
 
-def decode(capture: Capture) -> Snapshot:
-    """Decode threads and tasks of a captured CPython process.
+def decode(capture: Capture, *, heap: bool = False) -> Snapshot:
+    """Decode threads and tasks of a captured CPython process, and with ``heap`` count its objects by type.
 
     Raises NotSupported when the process has no CPython of a known version, or its file is needed and not
     here; whatever else can't be read becomes a warning of the snapshot.
@@ -34,13 +35,13 @@ def decode(capture: Capture) -> Snapshot:
     collecting = gc.isenabled()
     gc.disable()  # nothing of what is made becomes garbage, and there is much of it
     try:
-        return _decode(capture)
+        return _decode(capture, heap)
     finally:
         if collecting:
             gc.enable()
 
 
-def _decode(capture: Capture) -> Snapshot:
+def _decode(capture: Capture, heap: bool) -> Snapshot:
     runtime = find_runtime(capture)
     objects = Objects(capture.memory, runtime.layout, runtime.version, runtime.free_threaded)
     target = _target(capture, runtime.flavour)
@@ -55,6 +56,8 @@ def _decode(capture: Capture) -> Snapshot:
     add_greenlets(ctx, interpreters)
     timeouts = ctx.builder.snapshot.tables.setdefault("timeouts", [])
     timeouts += [{"stack": t.row, "left": round(t.time_left, 3)} for t in threads if t.time_left is not None]
+    if heap:
+        add_heap(ctx)
     stuck = judge_exclusive(ctx, tasks, threads)
     holder = _hold(ctx, interpreters, tasks)
     snapshot = ctx.builder.finish()

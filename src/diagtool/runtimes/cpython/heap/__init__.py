@@ -1,0 +1,1 @@
+"""The heap of a CPython process: all its objects, by type, with what they own and who holds them."""
