@@ -22,7 +22,7 @@ demo: venv ## Start a leaking service, report on it live, then from its core
 	$(BIN)/python tools/demo.py
 
 test: interpreters ## Run every test on every interpreter found
-	$(BIN)/python -m pytest -n 3 --dist worksteal --reruns 2 --reruns-delay 1
+	$(BIN)/python -m pytest -n 3 --dist worksteal --reruns 2 --reruns-delay 1 -r fER
 
 test-libraries: interpreters ## The same with real libraries on every interpreter: fetches gigabytes
 	DIAGTOOL_TEST_LIBRARIES=all $(BIN)/python -m pytest
