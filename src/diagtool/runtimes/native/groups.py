@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diagtool.capture.elf import PF_X
 from diagtool.capture.memory import U64, AddressSpace, Mask, MemoryFault
@@ -42,13 +42,13 @@ def grouped(
     distinct, count = np.unique(keys, return_counts=True)
     rare = distinct[np.argsort(-count, kind="stable")[_MOST_NAMED:]]
     keys[np.isin(keys, rare)] = 0
-    pairs, group = np.unique(np.stack([size, keys], axis=1), axis=0, return_inverse=True)
-    group = group.reshape(-1)
-    order = np.argsort(group, kind="stable")
-    first = np.searchsorted(group[order], np.arange(len(pairs) + 1))
+    order = np.lexsort((keys, size))
+    changes = (np.diff(size[order]) != 0) | (np.diff(keys[order]) != 0)
+    first = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(order)]])
     out = []
-    for number, (bytes_each, word) in enumerate(pairs.tolist()):
-        rows: NDArray[np.intp] = order[first[number] : first[number + 1]]
+    for low, high in pairwise(first.tolist()):
+        rows = order[low:high]
+        bytes_each, word = int(size[rows[0]]), int(keys[rows[0]])
         library, symbol, kind = names.of(word) if word else (None, None, None)
         out.append(
             UnreachableGroup(

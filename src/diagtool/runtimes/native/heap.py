@@ -40,13 +40,15 @@ def native_heap(capture: Capture, *, reachability: bool = True) -> NativeHeap:
 
     Only glibc's malloc (2.28 to 2.43, x86-64) is read; others are recognised (``foreign``). ``reachability``:
     also mark what can be reached; a program may have lost whatever is not. That needs all memory of one
-    instant: where some is missing, or was read after the stop, it is not judged, and ``reachability`` of the
-    result says why. Damage to the heap costs what is damaged, and warnings say what and where; no memory of a
-    process makes this raise or hang.
+    instant: where some is missing, or had to be read after the stop, it is not judged, and the result's
+    ``reachability`` says why. Damage to the heap costs what is damaged, and warnings say what and where; no
+    memory of a process makes this raise or hang.
     """
     data = data_of_modules(capture)
     private = private_memory(capture.mappings)
+    before = capture.late_pages
     missing = fetch(capture, private)
+    late = capture.late_pages > before
     stacks, dead = stacks_of(capture)
     threads = [(t.tid, t.registers.get("fs_base", 0)) for t in capture.threads]
     glibc = read_glibc(capture.memory, capture.mappings, data, stacks, threads)
@@ -65,7 +67,7 @@ def native_heap(capture: Capture, *, reachability: bool = True) -> NativeHeap:
         size = sum(end - start for start, end in missing)
         heap.warnings.append(f"{size >> 20} MiB of memory are not read, for want of room here")
     if reachability:
-        heap.reachability = _why_not(capture, missing)
+        heap.reachability = _why_not(capture, missing, late)
         if heap.reachability == "judged":
             roots = less(private, merged([*less(glibc.heaps, glibc.broken), *glibc.own, *dead]))
             _judge(capture, glibc, roots, heap)
@@ -73,10 +75,10 @@ def native_heap(capture: Capture, *, reachability: bool = True) -> NativeHeap:
 
 
 # Why it would be wrong to say what can't be reached; "judged" where it is not.
-def _why_not(capture: Capture, missing: Ranges) -> str:
+def _why_not(capture: Capture, missing: Ranges, late: bool) -> str:
     if missing:
         return "not judged: memory is missing, pointers may be there"
-    if capture.left_out:
+    if late:
         return "not judged: a part of the memory was read after the stop, pointers may have moved meanwhile"
     if any(not t.registers for t in capture.threads) or not capture.threads:
         return "not judged: a thread has no registers, pointers may be in them"
@@ -122,23 +124,20 @@ def _summed(glibc: GlibcHeap) -> NativeHeap:
 
 
 def _size_classes(blocks: Blocks) -> list[SizeClass]:
-    large = blocks.size > np.uint64(_EXACT)
-    power = np.frexp(blocks.size.astype(np.float64) - 1)[1].astype(np.uint64)
-    high = np.where(large, np.uint64(1) << power, blocks.size)
-    classes, row = np.unique(high, return_inverse=True)
-    row = row.reshape(-1)
-    used = blocks.used
-    weights = blocks.size.astype(np.float64)
-    columns = [
-        np.bincount(row, weights=used, minlength=len(classes)),
-        np.bincount(row, weights=weights * used, minlength=len(classes)),
-        np.bincount(row, weights=~used, minlength=len(classes)),
-        np.bincount(row, weights=weights * ~used, minlength=len(classes)),
-    ]
+    small = _EXACT // 16 + 1  # classes of one size each, by number of 16 bytes; then 64 by power of two
+    sizes = blocks.size.astype(np.float64)
+    row = np.minimum(blocks.size >> np.uint64(4), np.uint64(small)).astype(np.intp)
+    large = np.flatnonzero(blocks.size > np.uint64(_EXACT))
+    row[large] = small + np.frexp(sizes[large] - 1)[1]
+    columns = []
+    for some in (blocks.used, ~blocks.used):
+        columns.append(np.bincount(row[some], minlength=small + 65))
+        columns.append(np.bincount(row[some], weights=sizes[some], minlength=small + 65))
     out = []
-    for number, top in enumerate(classes.tolist()):
-        low = top if top <= _EXACT else top // 2 + 1
-        out.append(SizeClass(low, top, *(int(column[number]) for column in columns)))
+    for number in np.flatnonzero(columns[0] + columns[2]).tolist():
+        high = number * 16 if number < small else 1 << (number - small)
+        low = high if number < small else high // 2 + 1
+        out.append(SizeClass(low, high, *(int(column[number]) for column in columns)))
     return out
 
 

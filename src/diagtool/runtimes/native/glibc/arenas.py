@@ -26,6 +26,7 @@ NBINS = 127
 _BIN_BYTES = 16 * NBINS
 _BINMAP = 16  # bytes
 _INFO_SIZES = (32, 48)  # of heap_info
+_USUAL = (0x70, 0x18)  # bytes of malloc_state before its bins: up to 2.42, since 2.43
 _LEAST_EMPTY = 20  # bins that must point to themselves: large ones mostly do
 _MOST_BEFORE = 0x100  # bytes of malloc_state before its bins, at most
 _MAX_ARENAS = 1 << 16
@@ -240,8 +241,8 @@ def _bins(memory: AddressSpace, data: Sequence[tuple[int, int]]) -> Iterator[int
                 at = at[at > near[-1]]
 
 
-# The first bins may hold chunks, so where they begin is tried: all must be lists that point back, behind the
-# bins is a map with a bit for each of them, before them the top chunk.
+# The first bins may hold chunks, so where they begin is tried: all must be lists that point back, before them
+# is the top chunk, behind them a map with a bit for each of them and the next arena.
 def _first_bin(memory: AddressSpace, selves: U64) -> int | None:
     first, last = int(selves[0]), int(selves[-1])
     best, chosen = 0, None
@@ -261,6 +262,8 @@ def _first_bin(memory: AddressSpace, selves: U64) -> int | None:
             continue
         place = int.from_bytes(top, "little")
         score += 4 * (place % 16 == 0 and memory.try_read(place, 16) is not None)
+        following = _word(memory, base + _BIN_BYTES + _BINMAP) or 0
+        score += 8 * (base - following in _USUAL or following % HEAP_MAX in _INFO_SIZES)
         if score > best:
             best, chosen = score, base
     return chosen
@@ -277,13 +280,13 @@ def _main(memory: AddressSpace, bins: int) -> tuple[int, Shape] | None:
             return target, Shape(bins - target, slot - target)
     # Others in between: the offset of ``next`` is what brings all of them together.
     for slot in range(after, after + 0x40, 8):
-        for start in (bins - 0x70, bins - 0x18, *range(bins - 24, bins - _MOST_BEFORE, -8)):
+        for start in (*(bins - before for before in _USUAL), *range(bins - 24, bins - _MOST_BEFORE, -8)):
             shape = Shape(bins - start, slot - start)
             ring = list(_ring(memory, start, shape, []))
             if ring and (_word(memory, ring[-1] + shape.next) or 0) == start:
                 return start, shape
     # A ring that is broken: the place that it has in all versions known.
-    for before in (0x70, 0x18):
+    for before in _USUAL:
         at, shape = bins - before, Shape(before, before + _BIN_BYTES + _BINMAP)
         other = _word(memory, at + shape.next)
         if other and other % HEAP_MAX in _INFO_SIZES:
@@ -312,7 +315,7 @@ def _ring(memory: AddressSpace, address: int, shape: Shape, warnings: list[str])
 
 # Without a main arena: an arena in a heap has its bins where 20 of them point to themselves.
 def _shape_of(memory: AddressSpace, infos: Sequence[HeapInfo]) -> Shape | None:
-    for before in (0x70, 0x18):
+    for before in _USUAL:
         for info in infos:
             bins = info.arena + before
             head = np.arange(bins - 16, bins - 16 + _BIN_BYTES, 16, dtype=np.uint64)

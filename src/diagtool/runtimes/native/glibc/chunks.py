@@ -33,6 +33,7 @@ _LARGEST_SURE = 64 << 10  # bytes of a chunk that counts for SURE
 _MAX_BREAKS = 1000  # of one region: what has more is no heap
 _MAX_TRIES = 64  # places tried in one batch
 _NOT_A_HEADER = np.uint64(IS_MMAPPED | 8)
+_COUNT = np.arange(_BATCH // _CELL, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,17 +198,20 @@ class _Batch:
 
     def __init__(self, start: int, size: U64, end: int) -> None:
         self.start = start
-        self.size = size
+        self.size = np.ascontiguousarray(size)
         n = len(size)
-        cells = np.arange(n, dtype=np.int64)
-        steps = (size >> np.uint64(4)).view(np.int64)  # below 1 << 60: never negative
-        room = (end - start) // _CELL - cells
-        self.good: Mask = (steps > 0) & (steps <= room) & (size & _NOT_A_HEADER == 0)
-        self._room = room
-        self._steps = steps
+        cells = _COUNT[:n]
+        following = (self.size >> np.uint64(4)).view(np.int64)  # below 1 << 60: never negative
+        following += cells
+        self.good: Mask = self.size & _NOT_A_HEADER == 0
+        self.good &= following > cells
+        self.good &= following <= (end - start) // _CELL
+        self._following = following
+        self._last = (end - start) // _CELL
         # Cell n stands for "outside", and a header that is none leads there, too.
-        self._next = np.full(n + 1, n, dtype=np.int64)
-        np.minimum(cells + np.minimum(steps, n), n, out=self._next[:n])
+        self._next = np.empty(n + 1, dtype=np.int64)
+        self._next[n] = n
+        np.minimum(following, n, out=self._next[:n])
         self._next[:n][~self.good] = n
 
     def run(self, first: int) -> NDArray[np.int64]:
@@ -231,7 +235,7 @@ class _Batch:
         # Two cells more: n is "outside", n + 1 "at the very end".
         jump = np.full(n + 2, n, dtype=np.int64)
         jump[:n] = np.where(sure, self._next[:n], n)
-        jump[:n][sure & (self._steps == self._room)] = n + 1
+        jump[:n][sure & (self._following == self._last)] = n + 1
         jump[n + 1] = n + 1
         for _ in range(SURE.bit_length() - 1):
             jump = jump.take(jump)
@@ -259,4 +263,6 @@ def _joined(memory: AddressSpace, runs: list[_Run]) -> Chunks:
     real = size >= np.uint64(MINSIZE)
     breaks = [b for run in runs for b in run.breaks]
     changing = sorted({run.region.arena for run in runs if run.changing})
+    if real.all():
+        return Chunks(address, head, used, arena, breaks, changing)
     return Chunks(address[real], head[real], used[real], arena[real], breaks, changing)
