@@ -107,6 +107,29 @@ def test_what_is_in_a_broken_part_keeps_what_it_points_to() -> None:
     assert any("is broken at" in w for w in found.warnings)
 
 
+def test_the_few_blocks_that_the_c_library_lost_are_known() -> None:
+    heap, kept, lost = kept_and_lost()
+    for block in lost[:3]:
+        heap.at(block).put(block, made.LIBC + 0x3000)
+    found = native_heap(captured(heap, r15=kept[-1]))
+    assert [g.count for g in found.unreachable] == [len(lost) - 3]
+    (group,) = found.known
+    assert (group.count, group.library) == (3, "/lib/libc.so.6")
+    assert group.known is not None and "C library" in group.known
+    for block in lost:
+        heap.at(block).put(block, made.LIBC + 0x3000)
+    found = native_heap(captured(heap, r15=kept[-1]))
+    assert [g.count for g in found.unreachable] == [len(lost)] and found.known == []
+
+
+def test_a_core_without_some_of_its_memory_is_not_judged() -> None:
+    heap, _, _ = kept_and_lost()
+    capture = captured(heap)
+    capture.mappings.append(Mapping(0x7F55_0000_0000, 0x7F55_0001_0000, "rw-p", 0, 0, ""))
+    found = native_heap(capture)
+    assert "65,536 bytes" in found.reachability and found.unreachable == []
+
+
 # -- marking --------------------------------------------------------------------------------------------
 
 
@@ -286,7 +309,8 @@ def _module(path: str, *symbols: str) -> Module:
         (_module("/app/server", "_rjem_mallctl"), "jemalloc"),
         (_module("/usr/lib/libtcmalloc_minimal.so.4"), "tcmalloc"),
         (_module("/usr/lib/libmimalloc.so.2.1"), "mimalloc"),
-        (_module("/usr/bin/python3.13t", "mi_version", "_PyRuntime"), "mimalloc"),
+        (_module("/usr/bin/python3.13t", "mi_version", "_PyRuntime", "_Py_brc_queue_object"), "mimalloc"),
+        (_module("/usr/bin/python3.13", "mi_version", "_PyRuntime"), None),
         (_module("/lib/ld-musl-x86_64.so.1"), "musl"),
         (_module("/lib/libc.so.6"), None),
     ],

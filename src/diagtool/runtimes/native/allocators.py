@@ -31,7 +31,9 @@ _KINDS = (
     _Kind("mimalloc", ("libmimalloc",), ("mi_malloc", "mi_heap_new", "mi_version")),
 )
 _MUSL = ("ld-musl-", "libc.musl-")
-_PYTHON = "_PyRuntime"  # CPython 3.13's free-threaded build brings a mimalloc of its own, for its objects
+# CPython brings a mimalloc of its own since 3.13 and uses it for objects in free-threaded builds, which alone
+# have the second function (Python/brc.c), or where PYTHONMALLOC says so.
+_PYTHON, _FREE_THREADED = "_PyRuntime", "_Py_brc_queue_object"
 _MOST_ASKED = 2000  # modules whose symbols are looked at
 
 
@@ -47,7 +49,10 @@ def foreign_allocators(capture: Capture, taken: Ranges) -> list[ForeignAllocator
         found = _find(kind, capture.modules[:_MOST_ASKED])
         if found is not None:
             module, sign = found
-            owner = " (CPython's own)" if module.symbol(_PYTHON) is not None else ""
+            own = module.symbol(_PYTHON) is not None
+            if own and not _python_uses_it(capture, module):
+                continue
+            owner = " (CPython's own)" if own else ""
             note = f"{kind.name}{owner} by {sign}: its blocks are not read"
             out.append(ForeignAllocator(kind.name, module.path, rest, note))
     musl = next((m for m in capture.modules if _named(m).startswith(_MUSL)), None)
@@ -68,6 +73,11 @@ def _anonymous_bytes(capture: Capture, taken: Ranges) -> int:
         if is_writable_private(m) and is_anonymous(m) and not m.path.startswith("[stack")
     ]
     return sum(end - start for start, end in less(sorted(ranges), taken))
+
+
+def _python_uses_it(capture: Capture, module: Module) -> bool:
+    asked = capture.process.environ.get("PYTHONMALLOC", "")
+    return module.symbol(_FREE_THREADED) is not None or asked.startswith("mimalloc")
 
 
 def _find(kind: _Kind, modules: Sequence[Module]) -> tuple[Module, str] | None:

@@ -59,7 +59,7 @@ def grouped(
                 library=library,
                 symbol=symbol,
                 type=kind,
-                known=why_known(library, symbol),
+                known=why_known(library, bool(word) and not names.is_code(word), len(rows)),
                 examples=tuple(address[rows[:_EXAMPLES]].tolist()),
             )
         )
@@ -83,6 +83,11 @@ class _Names:
         at = np.searchsorted(starts, words, side="right") - 1
         inside: Mask = (at >= 0) & (words < ends[np.maximum(at, 0)])
         return inside
+
+    def is_code(self, word: int) -> bool:
+        """Whether an address is in the code of a module."""
+        module = self._module(word)
+        return module is not None and bool(module.flags_at(word) & PF_X)
 
     def of(self, word: int) -> tuple[str | None, str | None, str | None]:
         """(path of the library, function and offset, class of the object whose vtable this is)."""

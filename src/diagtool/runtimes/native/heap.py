@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from diagtool.capture.model import Capture
+from diagtool.capture.plan import is_anonymous
 from diagtool.capture.segments import merged
 from diagtool.runtimes.native.allocators import foreign_allocators
 from diagtool.runtimes.native.glibc.heap import GlibcHeap, read_glibc
@@ -69,7 +70,7 @@ def native_heap(capture: Capture, *, reachability: bool = True) -> NativeHeap:
     if reachability:
         heap.reachability = _why_not(capture, missing, late)
         if heap.reachability == "judged":
-            roots = less(private, merged([*less(glibc.heaps, glibc.broken), *glibc.own, *dead]))
+            roots = less(private, merged([*glibc.heaps, *glibc.own, *dead]))
             _judge(capture, glibc, roots, heap)
     return heap
 
@@ -82,8 +83,14 @@ def _why_not(capture: Capture, missing: Ranges, late: bool) -> str:
         return "not judged: a part of the memory was read after the stop, pointers may have moved meanwhile"
     if any(not t.registers for t in capture.threads) or not capture.threads:
         return "not judged: a thread has no registers, pointers may be in them"
-    if any("cut off" in warning for warning in capture.warnings):
-        return "not judged: the core is cut off, pointers may be in what is missing"
+    if capture.missing:
+        return f"not judged: {capture.missing:,} bytes that the core should hold are missing"
+    if capture.kind == "core":
+        held = merged((s.start, s.end) for s in capture.memory.segments)
+        absent = less(private_memory([m for m in capture.mappings if is_anonymous(m)]), held)
+        if absent:
+            size = sum(end - start for start, end in absent)
+            return f"not judged: {size:,} bytes of memory are not in the core, pointers may be there"
     return "judged"
 
 

@@ -1,10 +1,16 @@
-"""Unreachable blocks that are no leak of the program: what the C library and the interpreter let go of."""
+"""Unreachable blocks that are no leak of the program: what the C library and the dynamic linker let go of.
+
+A healthy idle CPython 3.9 to 3.15 has none at all here: all memory that is not malloc's counts as root. What is
+left are a few blocks that libraries lose on purpose, once; a leak is many blocks, or one that grows.
+"""
 
 from __future__ import annotations
 
 __all__ = ["why_known"]
 
-#: Libraries whose own blocks are theirs to lose, by the start of their names.
+_MOST = 16  # blocks of one kind that a library loses once
+
+#: Whose a block is whose first word points to data of these libraries, by the start of their names.
 _OWNERS = (
     ("ld-linux", "the dynamic linker's"),
     ("ld-2.", "the dynamic linker's"),
@@ -13,10 +19,9 @@ _OWNERS = (
 )
 
 
-def why_known(library: str | None, symbol: str | None) -> str | None:
-    """Whose block this is, where its first word says so; None for the program's."""
+def why_known(library: str | None, to_data: bool, count: int) -> str | None:
+    """Whose ``count`` blocks these are, by what their first word points to; None for the program's."""
     name = (library or "").rpartition("/")[2]
-    for start, owner in _OWNERS:
-        if name.startswith(start):
-            return f"{owner} own"
-    return None
+    if not to_data or count > _MOST:
+        return None
+    return next((f"{owner} own, lost once" for start, owner in _OWNERS if name.startswith(start)), None)

@@ -82,6 +82,15 @@ class Chunks:
         size: U64 = self.head & np.uint64(~SIZE_BITS & (1 << 64) - 1)
         return size
 
+    def runs(self) -> list[tuple[int, int]]:
+        """The ranges of memory that are chunks without a gap, sorted."""
+        if not len(self):
+            return []
+        ends = self.address + self.size
+        cuts = np.flatnonzero(ends[:-1] != self.address[1:])
+        lows = self.address[np.concatenate([[0], cuts + 1])].tolist()
+        return list(zip(lows, ends[np.concatenate([cuts, [len(ends) - 1]])].tolist(), strict=True))
+
     def __len__(self) -> int:
         return len(self.address)
 
@@ -118,6 +127,7 @@ class _Run:
         self.quiet = not region.exact  # the next break is only the search for the first chunk
         self.done = False
         self.changing = False
+        self.last = 0  # size of the chunk before ``next``
         self.positions: list[U64] = []
         self.heads: list[U64] = []
         self.breaks: list[Break] = []
@@ -128,7 +138,8 @@ class _Run:
         if self.done or self.next >= last or last <= start:
             return
         if self.next < start and self.lost is None:
-            self.lose(self.next, None)  # a gap in memory where a header should be
+            fenced = self.last & ~SIZE_BITS == _FENCE
+            self.lose(self.next, None, quiet=fenced)  # a gap in memory where a header should be
         first = max(start, self.region.start & -_CELL)
         size = words[(first - start) // 8 + 1 : (last - start) // 8 : 2]
         batch = _Batch(first, size, self.end)
@@ -152,8 +163,9 @@ class _Run:
         # Of the headers in the run only its last one can be unsound.
         place, head = batch.start + int(cells[-1]) * _CELL, int(heads[-1])
         following = place + (head & ~SIZE_BITS)
+        before = (int(heads[-2]) if len(heads) > 1 else self.last) & ~SIZE_BITS
         if batch.good[cells[-1]]:
-            self.next = following
+            self.next, self.last = following, head
             return
         self.heads[-1], self.positions[-1] = heads[:-1], self.positions[-1][:-1]
         if self.region.top and following == self.region.end and head & (IS_MMAPPED | 8) == 0:
@@ -162,7 +174,7 @@ class _Run:
             self.heads.append(np.array([self.end - place | head & SIZE_BITS], dtype=np.uint64))
             self.changing, self.done = True, True
             return
-        fenced = len(heads) > 1 and int(heads[-2]) & ~SIZE_BITS == _FENCE
+        fenced = before == _FENCE
         if fenced and head & ~SIZE_BITS == 0:  # the end of a heap that was left for another one
             self.done = True
             self.next = self.end
@@ -171,7 +183,7 @@ class _Run:
         self.next = place + _CELL
 
     def lose(self, address: int, header: int | None, quiet: bool = False) -> None:
-        self.lost, self.header = address, header
+        self.lost, self.header, self.last = address, header, 0
         self.quiet = quiet
 
     def resume(self, address: int) -> None:
@@ -189,7 +201,7 @@ class _Run:
 
     def finish(self) -> None:
         if self.lost is None and self.next < self.end and not self.done:
-            self.lose(self.next, None)
+            self.lose(self.next, None, quiet=self.last & ~SIZE_BITS == _FENCE)
         self.note(self.end)
 
 

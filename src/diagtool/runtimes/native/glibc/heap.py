@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from diagtool.capture.memory import AddressSpace
+from diagtool.capture.memory import PAGE, AddressSpace
 from diagtool.capture.model import Mapping
 from diagtool.capture.segments import merged
 from diagtool.runtimes.native.glibc.arenas import Arena, Arenas, find_arenas
@@ -33,13 +33,11 @@ class GlibcHeap:
     thread_caches: int = 0
     #: Addresses of the thread caches' own blocks.
     cache_blocks: list[int] = field(default_factory=list)
-    #: What is nothing but blocks, free or used, and headers.
+    #: What is nothing but chunks, free or used. What could not be followed is not among it.
     heaps: Ranges = field(default_factory=list)
     #: The arenas themselves. Their bins lead to headers of free chunks, each of which begins in the last word
     #: that belongs to the block before it: as pointers they would keep that one.
     own: Ranges = field(default_factory=list)
-    #: Parts of ``heaps`` that could not be followed.
-    broken: Ranges = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -66,7 +64,8 @@ def read_glibc(
     if pieces:
         found.regions.extend(pieces)
         chunks = walk(memory, found.regions)
-        free_memory = less(free_memory, merged((p.start, p.end) for p in pieces))
+        whole_pages = merged((low & -PAGE, high + PAGE - 1 & -PAGE) for low, high in chunks.runs())
+        free_memory = less(free_memory, whole_pages)
     lists = find_free(memory, chunks, found.arenas, found.shape, threads)
     big, big_size, big_start = mmapped_chunks(memory, free_memory)
     warnings.extend(lists.warnings)
@@ -75,6 +74,7 @@ def read_glibc(
     state = np.where(chunks.used, USED, FREE).astype(np.uint8)
     state[lists.fast], state[lists.cached] = FAST, CACHED
     ends = big_start + big_size
+    tops = [(a.top, a.top + a.top_size) for a in found.arenas]
     address = np.concatenate([chunks.address, big]) + np.uint64(16)
     order = np.argsort(address, kind="stable")
     blocks = Blocks(
@@ -89,11 +89,8 @@ def read_glibc(
         [_totals(arena, number, chunks, state) for number, arena in enumerate(found.arenas)],
         len(lists.caches),
         [cache.address for cache in lists.caches],
-        merged(
-            [*((r.start, r.end) for r in found.regions), *zip(big_start.tolist(), ends.tolist(), strict=True)]
-        ),
+        merged([*chunks.runs(), *tops, *zip(big_start.tolist(), ends.tolist(), strict=True)]),
         merged((a.address, a.address + found.shape.size) for a in found.arenas),
-        merged((b.address, b.address + b.size) for b in chunks.breaks),
         warnings,
     )
 
