@@ -61,7 +61,7 @@ def test_who_did_not_ask_before_the_stop_is_not_moved_after_it(busy: int) -> Non
     assert os.sched_getaffinity(0) == set(ALLOWED)
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), 0, 1 << 22])
-def test_nothing_happens_for_ourselves_and_for_who_is_gone(pid: int) -> None:
-    processors.keep_off(pid)
+@pytest.mark.parametrize("pid", [None, 0, 1 << 22])
+def test_nothing_happens_for_ourselves_and_for_who_is_gone(pid: int | None) -> None:
+    processors.keep_off(os.getpid() if pid is None else pid)
     assert os.sched_getaffinity(0) == set(ALLOWED)
