@@ -17,10 +17,11 @@ from diagtool.capture.core import open_core
 from diagtool.capture.live import capture_live
 from diagtool.runtimes.native import NativeHeap, native_heap
 from diagtool.runtimes.native.model import FREE
-from integration.interpreters import Interpreter, interpreters
+from integration.interpreters import INDEX, Interpreter, interpreters
 from native import built, started
 
 WAYS = ["live", "kernel", "gcore"]
+ROOTS = sorted(INDEX.parent.glob("debian-*/lib64/ld-linux-x86-64.so.2"))
 LOST, LOST_SIZE = 1000, 1008  # tests/programs/blocks.c
 
 
@@ -122,6 +123,27 @@ def test_what_is_lost_is_found_and_nothing_else(
     (group,) = heap.unreachable
     assert (group.count, group.size, group.heads) == (LOST, LOST_SIZE, LOST)
     assert group.symbol == "retire" and group.library is not None and group.library.endswith("blocks")
+
+
+@pytest.mark.parametrize("loader", ROOTS, ids=lambda path: path.parts[-3])
+@pytest.mark.parametrize("what", ["leak", "healthy"])
+def test_the_c_libraries_of_other_systems(loader: Path, what: str, tmp_path: Path) -> None:
+    libraries = loader.parents[1] / "usr/lib/x86_64-linux-gnu"
+    command = [str(loader), "--library-path", str(libraries), built("blocks"), what, "3000", "3"]
+    with started(*command) as running:
+        running.say(str(tmp_path / "told"))
+        assert running.line() == "TOLD"
+        with capture_live(running.pid) as capture:
+            heap = native_heap(capture)
+    info, usable = told(tmp_path / "told")
+    blocks = heap.blocks
+    used = dict(zip(blocks.address[blocks.used].tolist(), blocks.usable[blocks.used].tolist(), strict=True))
+    assert {address: used.get(address) for address in usable} == usable
+    assert sum(a.system for a in heap.arenas) == info["arena"]
+    assert (heap.mmapped_blocks, heap.mmapped_bytes) == (info["hblks"], info["hblkhd"])
+    assert heap.free_bytes - sum(a.cached for a in heap.arenas) == info["fordblks"]
+    assert heap.warnings == []
+    assert [(g.count, g.size) for g in heap.unreachable] == ([(LOST, LOST_SIZE)] if what == "leak" else [])
 
 
 IDLE = "import sys; print('READY'); sys.stdout.flush(); sys.stdin.read()"

@@ -90,7 +90,8 @@ def test_blocks_with_a_mapping_of_their_own(version: Version) -> None:
     assert found.address[own].tolist() == wanted
     areas = [heap.at(address) for address in wanted]
     assert found.size[own].tolist() == [len(area.data) for area in areas]
-    assert (found.address[own] + found.usable[own]).tolist() == [area.end for area in areas]
+    spare = 8 if version.short else 0  # the last word, so that it is as in other chunks
+    assert (found.address[own] + found.usable[own]).tolist() == [area.end - spare for area in areas]
 
 
 @settings(max_examples=60, deadline=None)

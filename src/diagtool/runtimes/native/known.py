@@ -1,7 +1,7 @@
 """Unreachable blocks that are no leak of the program: what the C library and the dynamic linker let go of.
 
-A healthy idle CPython 3.9 to 3.15 has none at all here: all memory that is not malloc's counts as root. What is
-left are a few blocks that libraries lose on purpose, once; a leak is many blocks, or one that grows.
+A healthy idle CPython 3.9 to 3.15 has none at all here: all memory that is not malloc's counts as root. What
+is left are a few blocks that libraries lose on purpose, once; a leak is many blocks, or one that grows.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ _MOST_STEPS = 200_000  # some seconds
 _STEP = 4 << 20  # bytes scanned at a time
 _FAR = 64 << 20  # bytes between heaps that are told apart
 _MOST_FAR = 3
+_CACHED = 1 << 17  # blocks whose addresses stay in the cache of a processor
 
 
 class Targets:
@@ -60,9 +61,15 @@ class Targets:
             some |= words - np.uint64(low) < np.uint64(high - low)  # wraps where the word is lower
         return np.flatnonzero(some)
 
-    def find(self, addresses: U64) -> tuple[_Index, Mask]:
-        """For each address the number of the block that holds it, and whether there is one."""
-        at = np.searchsorted(self.start, addresses, side="right") - 1
+    def find(self, addresses: U64, ordered: bool = False) -> tuple[_Index, Mask]:
+        """For each address (``ordered``: they ascend) the block that holds it, and whether there is one."""
+        if not ordered and len(addresses) > 1000 and len(self) > _CACHED:
+            # In order they are found several times quicker: neighbours are looked for at the same places.
+            order = np.argsort(addresses)
+            at = np.empty(len(addresses), dtype=np.intp)
+            at[order] = np.searchsorted(self.start, addresses[order], side="right") - 1
+        else:
+            at = np.searchsorted(self.start, addresses, side="right") - 1
         inside = at >= 0
         at[~inside] = 0
         if len(self.end):
@@ -90,7 +97,7 @@ def pointed_to(
 
 def _mark_words(targets: Targets, words: U64, marked: Mask) -> None:
     values = np.sort(words[targets.likely(words)])  # in order they are found much quicker
-    at, inside = targets.find(values)
+    at, inside = targets.find(values, ordered=True)
     marked[at[inside]] = True
 
 
@@ -119,7 +126,7 @@ def edges_between(memory: AddressSpace, targets: Targets, heaps: Ranges) -> Edge
         at, good = targets.find(words[places])
         places, at = places[good], at[good]
         own = places.astype(np.uint64) * np.uint64(8) + np.uint64(start)
-        holder, held = targets.find(own)
+        holder, held = targets.find(own, ordered=True)
         held &= holder != at
         holder = holder[held]
         sources.append(holder.astype(np.int32))

@@ -67,29 +67,28 @@ def read_glibc(
         whole_pages = merged((low & -PAGE, high + PAGE - 1 & -PAGE) for low, high in chunks.runs())
         free_memory = less(free_memory, whole_pages)
     lists = find_free(memory, chunks, found.arenas, found.shape, threads)
-    big, big_size, big_start = mmapped_chunks(memory, free_memory)
+    big = mmapped_chunks(memory, free_memory)
     warnings.extend(lists.warnings)
     _warn(memory, found, chunks, lists, warnings)
 
     state = np.where(chunks.used, USED, FREE).astype(np.uint8)
     state[lists.fast], state[lists.cached] = FAST, CACHED
-    ends = big_start + big_size
     tops = [(a.top, a.top + a.top_size) for a in found.arenas]
-    address = np.concatenate([chunks.address, big]) + np.uint64(16)
+    address = np.concatenate([chunks.address, big.chunk]) + np.uint64(16)
     order = np.argsort(address, kind="stable")
     blocks = Blocks(
         address[order],
-        np.concatenate([chunks.size, big_size])[order],
-        np.concatenate([chunks.size - np.uint64(8), ends - big - np.uint64(16)])[order],
-        np.concatenate([state, np.full(len(big), USED, np.uint8)])[order],
-        np.concatenate([chunks.arena, np.full(len(big), MMAPPED, np.int32)])[order],
+        np.concatenate([chunks.size, big.size])[order],
+        np.concatenate([chunks.size - np.uint64(8), big.usable])[order],
+        np.concatenate([state, np.full(len(big.chunk), USED, np.uint8)])[order],
+        np.concatenate([chunks.arena, np.full(len(big.chunk), MMAPPED, np.int32)])[order],
     )
     return GlibcHeap(
         blocks,
         [_totals(arena, number, chunks, state) for number, arena in enumerate(found.arenas)],
         len(lists.caches),
         [cache.address for cache in lists.caches],
-        merged([*chunks.runs(), *tops, *zip(big_start.tolist(), ends.tolist(), strict=True)]),
+        merged([*chunks.runs(), *tops, *big.ranges]),
         merged((a.address, a.address + found.shape.size) for a in found.arenas),
         warnings,
     )
