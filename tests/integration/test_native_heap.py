@@ -125,6 +125,33 @@ def test_what_is_lost_is_found_and_nothing_else(
     assert group.symbol == "retire" and group.library is not None and group.library.endswith("blocks")
 
 
+def test_a_heap_that_was_written_over_is_read_around_the_damage(tmp_path: Path) -> None:
+    with started(built("blocks"), "smash", "3000", "3") as running:
+        running.say(str(tmp_path / "told"))
+        assert running.line() == "TOLD"
+        with capture_live(running.pid) as capture:
+            heap = native_heap(capture)
+    info, usable = told(tmp_path / "told")
+    victim = list(usable)[1000]
+    low = victim + usable[victim]
+    blocks = heap.blocks
+    used = set(blocks.address[blocks.used].tolist())
+    lost = [address for address in usable if address not in used]
+    assert lost and all(low <= address <= low + 1016 for address in lost)
+    assert any("is broken at" in warning and f"{low - 8 & -16:#x}" in warning for warning in heap.warnings)
+    assert 500 <= sum(a.unread for a in heap.arenas) <= 3000
+    assert sum(a.system for a in heap.arenas) == info["arena"]
+    assert heap.unreachable == []
+
+
+def test_lost_objects_go_by_the_name_of_their_class() -> None:
+    program = built("sessions", "-xc++", "-Wl,--no-as-needed", "-lstdc++")
+    with started(program) as running, capture_live(running.pid) as capture:
+        (group,) = native_heap(capture).unreachable
+    assert (group.count, group.size, group.type) == (500, 112, "app::Session")
+    assert group.library == program
+
+
 @pytest.mark.parametrize("loader", ROOTS, ids=lambda path: path.parts[-3])
 @pytest.mark.parametrize("what", ["leak", "healthy"])
 def test_the_c_libraries_of_other_systems(loader: Path, what: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-/* A heap of all kinds of blocks, told on demand. Arguments: what to lose ("leak" or "healthy"), blocks for the
- * main thread, threads. Each thread has 2,000 blocks, frees a third of them, and keeps 20 that are linked.
+/* A heap of all kinds of blocks, told on demand. Arguments: what to do ("leak", "healthy" or "smash"), blocks for
+ * the main thread, threads. Each thread has 2,000 blocks, frees a third of them, and keeps 20 that are linked.
+ * With "smash", once it has told all, it writes to block 1,000 until 1,000 bytes beyond its end.
  * With "leak" 1,000 blocks of 1,000 bytes are lost, whose first word points to the function `retire`.
  * Prints READY pid; for each line of input the path of a file, into which it writes what mallinfo2 says, then
  * one line a block in use: its address and what malloc_usable_size says. Blocks in use are kept in a table
@@ -141,6 +142,8 @@ int main(int count, char **arguments)
             pause();
         path[strcspn(path, "\n")] = 0;
         tell(path);
+        if (strcmp(arguments[1], "smash") == 0)
+            memset((char *)kept[1000] + malloc_usable_size(kept[1000]), 'A', 1000);
         scrub();
         printf("TOLD\n");
         fflush(stdout);
