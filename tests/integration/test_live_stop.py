@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 import native
-from diagtool.capture import copier, live, ptrace, stop
+from diagtool.capture import copier, hold, live, ptrace, stop
 from diagtool.capture.errors import NoSuchTarget, NotPermitted, TargetError
 from diagtool.capture.live import capture_live
 
@@ -457,7 +457,7 @@ def test_an_exec_in_the_midst_of_seizing_ends_and_so_does_the_capture(
 
 def test_a_thread_in_vfork_is_left_out_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     # It is not waited for as long as for one that may still stop.
-    monkeypatch.setattr(stop, "PATIENCE", 60.0)
+    monkeypatch.setattr(hold, "PATIENCE", 60.0)
     with native.started(native.built("vfork")) as program:
         native.wait_until(lambda: program.state() == "D", "the main thread is in vfork")
         for _ in range(2):
@@ -482,7 +482,7 @@ def test_who_sleeps_in_the_kernel_is_asked_again(
     def stop_and_copy(prepared: stop.Preparation) -> stop.Stopped:
         tries.append(prepared)
         if len(tries) <= asleep:
-            raise stop.Asleep("it sleeps in the kernel")
+            raise hold.Asleep("it sleeps in the kernel")
         return really(prepared)
 
     monkeypatch.setattr(live, "stop_and_copy", stop_and_copy)

@@ -11,26 +11,30 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 import numpy as np
 
-from diagtool.capture import access, plan, processors, procfs
+from diagtool.capture import access, clone, image, plan, processors, procfs
 from diagtool.capture.bigbuffers import big_buffers
 from diagtool.capture.children import Children
 from diagtool.capture.descriptors import read_descriptors
-from diagtool.capture.memory import PAGE, U64, AddressSpace, Bytes, Segment
+from diagtool.capture.errors import NotSupported
+from diagtool.capture.hold import Asleep
+from diagtool.capture.image import CloneMode
+from diagtool.capture.inject import Refused, Unsuitable
+from diagtool.capture.late import LateReader
+from diagtool.capture.memory import PAGE, AddressSpace, Bytes, Segment
 from diagtool.capture.model import REGISTERS_X86_64, Capture, CapturedThread, Mapping
 from diagtool.capture.modulefiles import Candidate, ModuleFiles
 from diagtool.capture.modules import modules_from_mappings
 from diagtool.capture.residency import Residency
 from diagtool.capture.restarted import CODE, RESTART_SYSCALL, restarted_syscall
 from diagtool.capture.room import headroom, resident_bytes
-from diagtool.capture.stop import Asleep, Preparation, Stopped, stop_and_copy
+from diagtool.capture.stop import Preparation, Stopped, stop_and_copy
 from diagtool.capture.syscalls import blocked_syscall
-from diagtool.capture.vmread import IOV_MAX, MemoryReader
+from diagtool.capture.vmread import MemoryReader
 
 __all__ = ["MAX_COPY", "ExtraPages", "capture_live"]
 
@@ -47,12 +51,21 @@ _STACK_ROOM = 64 << 20  # bytes of room for stacks, at most
 _NAPS = (0.05, 0.2, 0.5)  # seconds between tries to stop a process that waits for its disk
 
 
-def capture_live(pid: int, *, max_copy: int = MAX_COPY, extra_pages: ExtraPages | None = None) -> Capture:
+def capture_live(
+    pid: int,
+    *,
+    max_copy: int = MAX_COPY,
+    extra_pages: ExtraPages | None = None,
+    clone: CloneMode = "never",
+    vectors: bool = False,
+) -> Capture:
     """Capture a running process: registers, memory, and what /proc says of it.
 
-    ``max_copy`` bounds the bytes that are copied in the stop. The target runs on afterwards (one that was
-    stopped stays stopped), whatever happens here. Close the capture when done: until then files that it maps
-    can be read. Raises NoSuchTarget, NotPermitted or NotSupported.
+    ``max_copy`` bounds the bytes that are copied in the stop. ``clone`` is about a copy-on-write image in
+    place of the copy (capture/image.py): memory of one instant, held until the capture is closed. ``vectors``
+    asks for the vector registers of each thread, which come with an image only. The target runs on afterwards
+    (one that was stopped stays stopped), whatever happens here. Close the capture when done: until then files
+    that it maps can be read. Raises NoSuchTarget, NotPermitted or NotSupported.
 
     A child of our own can be captured, but not while another thread of ours waits for it (Popen.poll and
     wait, too): wait(2) would tell that thread of the stop, which then goes unnoticed here.
@@ -62,68 +75,125 @@ def capture_live(pid: int, *, max_copy: int = MAX_COPY, extra_pages: ExtraPages 
         reader = MemoryReader(pid)
     except OSError as error:
         raise access.refused(pid, error) from None
+    refusal = None
     try:
-        for pause in _NAPS:
-            with suppress(Asleep):
-                return _capture(pid, reader, max_copy, extra_pages)
-            time.sleep(pause)
-        return _capture(pid, reader, max_copy, extra_pages)
+        if image.wanted(pid, clone):
+            try:
+                return _patiently(lambda: _capture_image(pid, reader, clone == "always", vectors))
+            except Refused as error:
+                refusal = str(error)
+        if refusal is not None and clone == "always":
+            raise NotSupported(
+                f"no copy-on-write image of process {pid} can be made: {refusal}",
+                "With --clone auto its memory is read in place.",
+            )
+        capture = _patiently(lambda: _capture(pid, reader, max_copy, extra_pages))
     except BaseException:
         reader.close()
         raise
+    if refusal is not None:
+        stood = f"the process stood for {capture.pause_ms or 0:.0f} ms"
+        capture.warnings.append(f"no copy-on-write image ({refusal}): memory was read in place, {stood}")
+    return capture
+
+
+def _patiently(take: Callable[[], Capture]) -> Capture:
+    for pause in _NAPS:
+        with suppress(Asleep, Unsuitable):
+            return take()
+        time.sleep(pause)
+    return take()
 
 
 def _capture(pid: int, reader: MemoryReader, max_copy: int, extra_pages: ExtraPages | None) -> Capture:
-    warnings: list[str] = []
-    process = procfs.read_process(pid)
-    process.children = Children(pid)
-    before = {tid: procfs.read_thread(pid, tid) for tid in procfs.task_ids(pid)}
-    prepared = _prepare(pid, reader, max_copy, extra_pages, len(before), warnings)
+    about = _About(pid)
+    prepared = _prepare(pid, reader, max_copy, extra_pages, len(about.threads), about.warnings)
     try:
         stopped = stop_and_copy(prepared)
     except OSError as error:
         raise access.refused(pid, error) from None
     finally:
-        os.close(prepared.maps_fd)
-        prepared.residency.close()
-    processors.keep_off_again(pid)
-    process.captured_at = stopped.at
-    process.monotonic = stopped.monotonic + procfs.monotonic_shift(pid)
-    capture = Capture(
-        kind="live",
-        process=process,
-        threads=[],
-        mappings=stopped.mappings,
-        modules=[],
-        memory=AddressSpace(),
-        pause_ms=stopped.pause_seconds * 1e3,
-        warnings=warnings,
-        left_out=stopped.layout.left_out,
-    )
-    capture.memory = _address_space(capture, stopped, prepared.buffer, reader)
-    for tid in sorted([*stopped.tids, *stopped.unstopped], key=lambda tid: (tid != pid, tid)):
-        thread = before.get(tid) or procfs.read_thread(pid, tid)
-        _add_registers(thread, stopped.registers.get(tid), capture.memory)
-        capture.threads.append(thread)
-    files = ModuleFiles(capture.mappings, capture.memory.try_read, _finder(pid), warnings)
-    capture._closers.append(files)
-    capture.modules = modules_from_mappings(capture.mappings, capture.memory, files, warnings)
-    capture.fds, notes = read_descriptors(pid)
-    warnings.extend(notes)
-    _warn(capture, stopped)
+        prepared.close()
+    capture = about.capture(stopped)
+    about.complete(capture, stopped, _address_space(capture, stopped, prepared.buffer, reader))
     capture._closers += [reader, capture.memory]
     return capture
 
 
-def _prepare(
-    pid: int,
-    reader: MemoryReader,
-    max_copy: int,
-    extra_pages: ExtraPages | None,
-    threads: int,
-    warnings: list[str],
-) -> Preparation:
-    """Everything that can be done before the stop: files open, buffer in memory, code paths warm."""
+def _capture_image(pid: int, reader: MemoryReader, last_resort: bool, vectors: bool) -> Capture:
+    about = _About(pid)
+    obstacle = clone.obstacle(pid)
+    if obstacle is not None:
+        raise Refused(obstacle)
+    prepared = _looked_at(pid, reader)
+    try:
+        image.reap_leftovers(pid, prepared.order.mappings, reader)
+        stopped, child, states = clone.take_image(prepared, last_resort=last_resort, vectors=vectors)
+    except OSError as error:
+        raise access.refused(pid, error) from None
+    finally:
+        prepared.close()
+    try:
+        frozen = image.FrozenMemory(prepared, stopped, child)
+        capture = about.capture(stopped)
+        capture.image = True
+        about.complete(capture, stopped, frozen.address_space(capture))
+    except OSError as error:
+        child.close()
+        raise Refused(f"it was ended again ({error.strerror})") from None
+    except BaseException:
+        child.close()
+        raise
+    for thread in capture.threads:
+        thread.vectors = states.get(thread.tid, b"")
+    capture._closers += [capture.memory, frozen, reader]
+    return capture
+
+
+class _About:
+    """What is looked up before the stop and is no memory, and what becomes of it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.warnings: list[str] = []
+        self.process = procfs.read_process(pid)
+        self.process.children = Children(pid)
+        self.threads = {tid: procfs.read_thread(pid, tid) for tid in procfs.task_ids(pid)}
+
+    def capture(self, stopped: Stopped) -> Capture:
+        """A capture, without memory yet."""
+        processors.keep_off_again(self.pid)
+        self.process.captured_at = stopped.at
+        self.process.monotonic = stopped.monotonic + procfs.monotonic_shift(self.pid)
+        return Capture(
+            kind="live",
+            process=self.process,
+            threads=[],
+            mappings=stopped.mappings,
+            modules=[],
+            memory=AddressSpace(),
+            pause_ms=stopped.pause_seconds * 1e3,
+            warnings=self.warnings,
+            left_out=stopped.layout.left_out,
+        )
+
+    def complete(self, capture: Capture, stopped: Stopped, memory: AddressSpace) -> None:
+        """Add memory, threads, modules, files and warnings."""
+        capture.memory = memory
+        for tid in sorted([*stopped.tids, *stopped.unstopped], key=lambda tid: (tid != self.pid, tid)):
+            thread = self.threads.get(tid) or procfs.read_thread(self.pid, tid)
+            _add_registers(thread, stopped.registers.get(tid), memory)
+            capture.threads.append(thread)
+        files = ModuleFiles(capture.mappings, memory.try_read, _finder(self.pid), self.warnings)
+        capture._closers.append(files)
+        capture.modules = modules_from_mappings(capture.mappings, memory, files, self.warnings)
+        capture.fds, notes = read_descriptors(self.pid)
+        self.warnings.extend(notes)
+        _warn(capture, stopped)
+
+
+def _looked_at(pid: int, reader: MemoryReader) -> Preparation:
+    """What every stop needs: files open, mappings known."""
     try:
         maps_fd = os.open(f"/proc/{pid}/maps", os.O_RDONLY)
     except OSError as error:
@@ -139,6 +209,20 @@ def _prepare(
         os.close(maps_fd)
         residency.close()
         raise access.refused(pid, error) from None
+    return Preparation(pid, reader, maps_fd, text, known, order, residency, np.zeros(0, dtype=np.uint8))
+
+
+def _prepare(
+    pid: int,
+    reader: MemoryReader,
+    max_copy: int,
+    extra_pages: ExtraPages | None,
+    threads: int,
+    warnings: list[str],
+) -> Preparation:
+    """Everything that can be done before the stop: files open, buffer in memory, code paths warm."""
+    prepared = _looked_at(pid, reader)
+    order, residency = prepared.order, prepared.residency
     asked = list(extra_pages(order.mappings)) if extra_pages is not None else []
     capacity = min(max_copy, headroom())
     if capacity < max_copy:
@@ -149,7 +233,8 @@ def _prepare(
     size = min(capacity, layout.size + layout.size // 4 + stacks + _SLACK)
     buffer = _buffer(size)
     _rehearse(reader, layout, buffer)
-    return Preparation(pid, reader, maps_fd, text, known, order, residency, buffer, asked, skipped)
+    prepared.buffer, prepared.asked, prepared.skipped = buffer, asked, skipped
+    return prepared
 
 
 def _rehearse(reader: MemoryReader, layout: plan.Layout, buffer: Bytes) -> None:
@@ -189,7 +274,7 @@ def _add_registers(thread: CapturedThread, words: tuple[int, ...] | None, memory
 
 def _address_space(capture: Capture, stopped: Stopped, buffer: Bytes, reader: MemoryReader) -> AddressSpace:
     layout = stopped.layout
-    space = AddressSpace(_late_reader(capture, reader))
+    space = AddressSpace(LateReader(capture, reader))
     number = space.add_buffer(buffer[: layout.size])
     segments = []
     for (start, end), offset in zip(layout.ranges.tolist(), layout.offsets.tolist(), strict=True):
@@ -203,36 +288,6 @@ def _address_space(capture: Capture, stopped: Stopped, buffer: Bytes, reader: Me
     return space
 
 
-def _late_reader(capture: Capture, reader: MemoryReader) -> Callable[[U64], tuple[U64, Bytes]]:
-    """A fault handler for what was not copied. Counts the pages that may have changed since the stop."""
-    mappings = [m for m in capture.mappings if m.permissions.startswith("r") and not _is_device(m)]
-    starts = [m.start for m in mappings]
-
-    def writable(page: int) -> bool | None:
-        place = bisect_right(starts, page) - 1
-        return mappings[place].writable if place >= 0 and page < mappings[place].end else None
-
-    def read(pages: U64) -> tuple[U64, Bytes]:
-        kinds = [writable(page) for page in pages.tolist()]
-        wanted = pages[[kind is not None for kind in kinds]]
-        data = np.zeros((len(wanted), PAGE), dtype=np.uint8)
-        vectors = np.stack([wanted, np.full(len(wanted), PAGE, dtype=np.uint64)], axis=1)
-        lost: list[tuple[int, int]] = []
-        try:
-            for at in range(0, len(wanted), IOV_MAX):
-                part = np.ascontiguousarray(vectors[at : at + IOV_MAX])
-                lost += reader.read(part, int(data.ctypes.data) + at * PAGE)
-        except OSError:  # the process has ended
-            return pages[:0], data[:0]
-        if not len(wanted) or not reader.alive(int(wanted[0])):  # it may be another program by now
-            return pages[:0], data[:0]
-        got = ~np.isin(wanted, np.array([low for low, _ in lost], dtype=np.uint64))
-        capture.late_pages += sum(bool(writable(page)) for page in wanted[got].tolist())
-        return wanted[got], data[got]
-
-    return read
-
-
 def _finder(pid: int) -> Callable[[Mapping], Iterator[Candidate]]:
     """Where the files behind mappings are looked for: as the process itself sees them."""
 
@@ -241,12 +296,6 @@ def _finder(pid: int) -> Callable[[Mapping], Iterator[Candidate]]:
             yield Candidate(fd, mapping.path, proof)
 
     return find
-
-
-def _is_device(mapping: Mapping) -> bool:
-    """Memory of a device: reading it may act on the device."""
-    path = mapping.path
-    return path.startswith("/dev/") and not path.startswith(("/dev/shm/", "/dev/zero", "/dev/hugepages"))
 
 
 def _warn(capture: Capture, stopped: Stopped) -> None:

@@ -54,6 +54,19 @@ class Pager(Protocol):
         """The range need not stay resident. Its bytes stay readable."""
 
 
+class Source(Protocol):
+    """Who fills a buffer where it is about to be read (capture/lazy.py). Offsets into it are in bytes."""
+
+    def need(self, offset: int, size: int) -> bool:
+        """Have a range filled; false when that can't be."""
+
+    def gather(self, view: NDArray[Any], at: NDArray[np.int64]) -> tuple[NDArray[Any], Mask | None]:
+        """(``view[at]``, which of the values are good; None: all)."""
+
+    def block(self, offset: int, size: int) -> Bytes:
+        """A range as an array of its own."""
+
+
 class AddressSpace:
     """The memory of one process: sorted, non-overlapping segments over flat buffers."""
 
@@ -61,6 +74,7 @@ class AddressSpace:
         self._buffers: list[Bytes] = []
         self._views: list[memoryview] = []
         self._pagers: dict[int, Pager] = {}
+        self._sources: dict[int, Source] = {}
         self._map = SegmentMap()
         self._bytes = 0
         self._reads = 0
@@ -68,16 +82,19 @@ class AddressSpace:
 
     # -- building ---------------------------------------------------------------------------------------
 
-    def add_buffer(self, data: Bytes, pager: Pager | None = None) -> int:
+    def add_buffer(self, data: Bytes, pager: Pager | None = None, source: Source | None = None) -> int:
         """Add a flat buffer of bytes; returns its number for :meth:`add_segments`.
 
-        With a ``pager`` the buffer is read in a way that leaves only a bounded part of it resident.
+        With a ``pager`` the buffer is read in a way that leaves only a bounded part of it resident; with a
+        ``source`` it is filled where it is read.
         """
         self._buffers.append(data)
         self._views.append(data.data.cast("B") if data.size else memoryview(b""))
         number = len(self._buffers) - 1
         if pager is not None:
             self._pagers[number] = pager
+        if source is not None:
+            self._sources[number] = source
         return number
 
     def add_segments(self, segments: Iterable[Segment]) -> None:
@@ -104,6 +121,7 @@ class AddressSpace:
         self._views.clear()
         self._buffers.clear()
         self._pagers.clear()
+        self._sources.clear()
 
     @property
     def segments(self) -> list[Segment]:
@@ -150,6 +168,9 @@ class AddressSpace:
                 continue
             n = min(end, seg.end) - cursor
             at = seg.offset + cursor - seg.start
+            source = self._sources.get(seg.buffer)
+            if source is not None and not source.need(at, n):
+                raise MemoryFault(address, size)
             parts.append(self._views[seg.buffer][at : at + n])
             cursor += n
         self._count_reads(1 + (size >> 16))
@@ -158,7 +179,7 @@ class AddressSpace:
     def u64(self, address: int) -> int:
         """The unsigned 64-bit word at ``address``."""
         i = bisect.bisect_right(self._map.starts, address) - 1
-        if i >= 0:
+        if i >= 0 and not self._sources:
             seg = self._map.segments[i]
             if address + 8 <= seg.end:
                 self._reads += 1
@@ -264,8 +285,13 @@ class AddressSpace:
                 pick &= ok
             everything = bool(pick.all())
             at = position if everything else position[pick]
-            pager = self._pagers.get(number)
-            values = view[at] if pager is None else self._gather_paged(view, at, pager)
+            pager, source = self._pagers.get(number), self._sources.get(number)
+            if source is not None:
+                values, good = source.gather(view, at)
+                if good is not None:
+                    ok[np.flatnonzero(pick)[~good]] = False
+            else:
+                values = view[at] if pager is None else self._gather_paged(view, at, pager)
             if everything:
                 out[...] = values
             else:
@@ -314,7 +340,7 @@ class AddressSpace:
         for seg in self._map.segments.copy():
             if not seg.writable:
                 continue
-            pager = self._pagers.get(seg.buffer)
+            pager, source = self._pagers.get(seg.buffer), self._sources.get(seg.buffer)
             for low, high in [(seg.start, seg.end)] if limits is None else _overlapping(limits, seg):
                 start, end = max(low, seg.start) + 7 & -8, min(high, seg.end) & -8
                 while start < end:
@@ -322,8 +348,8 @@ class AddressSpace:
                     at = seg.offset + start - seg.start
                     if pager is not None:
                         pager.will_need(at, n)
-                    raw = self._buffers[seg.buffer][at : at + n]
-                    yield start, (raw if at % 8 == 0 else raw.copy()).view("<u8")
+                    raw = self._buffers[seg.buffer][at : at + n] if source is None else source.block(at, n)
+                    yield start, (raw if at % 8 == 0 or source is not None else raw.copy()).view("<u8")
                     if pager is not None:
                         pager.release(at, n)
                     start += n

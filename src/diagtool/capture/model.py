@@ -51,6 +51,7 @@ class CapturedThread:
     syscall_args: tuple[int, ...] = ()
     wchan: str | None = None
     cpu_seconds: float | None = None
+    vectors: bytes = b""  # floating-point and vector state as NT_X86_XSTATE, where somebody asked for it
     ns_tid: int | None = None  # the tid as the target's own pid namespace sees it
 
 
@@ -98,6 +99,9 @@ class Capture:
     missing: int = 0
     #: Pages of writable memory that were read after the stop: they may have changed since.
     late_pages: int = 0
+    #: Memory is read from a copy-on-write image of that instant: all of it is of one instant, and held until
+    #: close().
+    image: bool = False
     _closers: list[object] = field(default_factory=list, repr=False)
 
     def __enter__(self) -> Capture:

@@ -158,6 +158,11 @@ def choose(
     return Layout(ranges, ends - sizes, size, joined([*missed, *unseen, *order.beyond]))
 
 
+def nothing() -> Layout:
+    """Nothing to copy."""
+    return Layout(np.zeros((0, 2), np.uint64), np.zeros(0, np.uint64), 0, [])
+
+
 def _ranges(pairs: Sequence[tuple[int, int]]) -> Ranges:
     return np.array(pairs, dtype=np.uint64).reshape(-1, 2)
 

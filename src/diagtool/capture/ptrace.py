@@ -1,6 +1,7 @@
 """ptrace(2) through ctypes: thin, and quick enough to run in the stop.
 
-Only requests that read. Threads are SEIZEd, never ATTACHed: no SIGSTOP is sent, nothing is left behind.
+Only requests that read; those that change a thread are in steer.py. Threads are SEIZEd, never ATTACHed: no
+SIGSTOP is sent, nothing is left behind.
 All requests for one target must come from one thread of ours, and when that thread ends, for whatever
 reason, the kernel lets go of every target thread (exit_ptrace in kernel/ptrace.c).
 
@@ -15,7 +16,7 @@ import ctypes
 import os
 import struct
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 REGISTER_WORDS = 27  # sizeof(struct user_regs_struct) / 8 on x86-64
 
@@ -76,10 +77,14 @@ def reap(tid: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a look at one thread found: stopped (with the signal that it must get back), or gone."""
+    """What a look at one thread found: stopped (with the signal that it must get back), or gone.
+
+    ``status`` is what the kernel said: signal | PTRACE_EVENT_… << 8.
+    """
 
     gone: bool
     signal: int = 0
+    status: int = field(default=0, compare=False)
 
 
 class Looker:
@@ -104,7 +109,8 @@ class Looker:
         # status is signal | event << 8. With an event it is our own interrupt (SIGTRAP) or a group-stop
         # (SIGSTOP …), which the kernel reinstates by itself on detach (__ptrace_unlink). Without one a
         # signal was on its way to the thread: it has to be given back.
-        return Event(gone=False, signal=0 if status >> 8 else status & 0x7F)
+        given_back = 0 if status >> 8 or status & 0x80 else status  # 0x80: a system call (TRACESYSGOOD)
+        return Event(gone=False, signal=given_back, status=status)
 
     def registers(self, tid: int, into: int) -> bool:
         """Write the general registers of a stopped thread, REGISTER_WORDS words, to our address ``into``."""

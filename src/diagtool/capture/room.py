@@ -11,13 +11,18 @@ def headroom() -> int:
     The limits of the control groups that we are in count too: inside a container we share the limit with
     the target, and an out-of-memory kill there would hit the target.
     """
+    return room_of("self") // 2
+
+
+def room_of(process: int | str) -> int:
+    """Bytes that a process may still take: what is available here, and what its control groups allow."""
     room = 1 << 62
     for line in (try_read("/proc/meminfo") or b"").split(b"\n"):
         if line.startswith(b"MemAvailable:"):
             room = (_number(line.split()[1]) or 0) << 10
-    for used, limit, reclaimable in _cgroup_memory():
+    for used, limit, reclaimable in _cgroup_memory(process):
         room = min(room, max(0, limit - used + reclaimable))
-    return room // 2
+    return room
 
 
 def resident_bytes(pid: int) -> tuple[int, int]:
@@ -27,10 +32,10 @@ def resident_bytes(pid: int) -> tuple[int, int]:
     return found[0] << 10, found[1] << 10
 
 
-def _cgroup_memory() -> list[tuple[int, int, int]]:
-    """(used, limit, inactive file cache) in bytes, of every limit that holds for us (cgroup v2 and v1)."""
+def _cgroup_memory(process: int | str) -> list[tuple[int, int, int]]:
+    """(used, limit, inactive file cache) in bytes, of every limit on a process (cgroup v2 and v1)."""
     out = []
-    for line in (try_read("/proc/self/cgroup") or b"").decode("utf-8", "replace").splitlines():
+    for line in (try_read(f"/proc/{process}/cgroup") or b"").decode("utf-8", "replace").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0":

@@ -84,6 +84,26 @@ class MemoryReader:
                 vectors = vectors[1:].copy()
         return lost
 
+    def scatter(self, remote: Vectors, local: Vectors) -> list[tuple[int, int]]:
+        """Copy ranges of the process each to a place of its own; both n x (address, bytes), of equal bytes.
+
+        Returns the parts of ``local`` that could not be read: they are left as they are.
+        """
+        lost: list[tuple[int, int]] = []
+        for first in range(0, len(remote), IOV_MAX):
+            theirs = np.ascontiguousarray(remote[first : first + IOV_MAX])
+            ours = np.ascontiguousarray(local[first : first + IOV_MAX])
+            size = int(theirs[:, 1].sum())
+            if self._by_pid and _scatter(self._pid, theirs, ours) == size:
+                continue
+            for (address, length), (place, _) in zip(theirs.tolist(), ours.tolist(), strict=True):
+                try:
+                    failed = self.read(np.array([[address, length]], dtype=np.uint64), place)
+                except OSError:
+                    failed = [(address, address + length)]
+                lost += [(low - address + place, high - address + place) for low, high in failed]
+        return lost
+
     # Bytes read, from the first on without a gap.
     def _read_some(self, vectors: Vectors, at: int, size: int) -> int:
         if self._by_pid:
@@ -114,6 +134,12 @@ class MemoryReader:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+# Bytes that one process_vm_readv read; fewer than all of them whatever went wrong.
+def _scatter(pid: int, remote: Vectors, local: Vectors) -> int:
+    ours, theirs = int(local.ctypes.data), int(remote.ctypes.data)
+    return int(_readv(pid, ours, len(local), theirs, len(remote), 0))
 
 
 def _read_vectors(pid: int, at: int, size: int, vectors: int, count: int) -> int:

@@ -1,0 +1,83 @@
+"""Pages of a live process that are read after its stop, when somebody asks for them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+
+from diagtool.capture.memory import PAGE, U64, Bytes
+from diagtool.capture.model import Capture, Mapping
+from diagtool.capture.vmread import IOV_MAX, MemoryReader
+
+__all__ = ["LateReader"]
+
+
+class LateReader:
+    """The fault handler of a live capture. Counts the pages that may have changed since the stop.
+
+    Pages come from the image where there is one that has the mapping, else from the target as it is now.
+    """
+
+    def __init__(
+        self,
+        capture: Capture,
+        target: MemoryReader,
+        image: MemoryReader | None = None,
+        theirs: Sequence[Mapping] = (),
+    ) -> None:
+        self._capture = capture
+        self._target = target
+        self._image = image or target
+        self._mappings = [m for m in capture.mappings if m.permissions.startswith("r") and not _is_device(m)]
+        self._starts = [m.start for m in self._mappings]
+        self._theirs = theirs
+        self._their_starts = [m.start for m in theirs]
+
+    def __call__(self, pages: U64) -> tuple[U64, Bytes]:
+        frozen: list[tuple[int, Mapping]] = []
+        late: list[tuple[int, Mapping]] = []
+        for page in pages.tolist():
+            mapping = _holding(self._mappings, self._starts, page)
+            if mapping is not None:
+                there = _holding(self._theirs, self._their_starts, page) is not None
+                (frozen if there else late).append((page, mapping))
+        got, data = _read_pages(self._image, [page for page, _ in frozen])
+        if late:
+            more, added = _read_pages(self._target, [page for page, _ in late])
+            got, data = np.concatenate([got, more]), np.concatenate([data, added])
+        changing = {page for page, mapping in late if mapping.writable}
+        changing |= {page for page, m in frozen if m.writable and m.permissions.endswith("s")}
+        self._capture.late_pages += len(changing.intersection(got.tolist()))
+        return got, data
+
+
+def _holding(mappings: Sequence[Mapping], starts: Sequence[int], address: int) -> Mapping | None:
+    place = bisect_right(starts, address) - 1
+    return mappings[place] if place >= 0 and address < mappings[place].end else None
+
+
+def _read_pages(reader: MemoryReader, pages: Sequence[int]) -> tuple[U64, Bytes]:
+    """(those pages that could be read, their bytes)."""
+    wanted_pages = np.array(pages, dtype=np.uint64)
+    data = np.zeros((len(wanted_pages), PAGE), dtype=np.uint8)
+    vectors = np.stack([wanted_pages, np.full(len(wanted_pages), PAGE, dtype=np.uint64)], axis=1)
+    lost: list[tuple[int, int]] = []
+    try:
+        for at in range(0, len(wanted_pages), IOV_MAX):
+            part = np.ascontiguousarray(vectors[at : at + IOV_MAX])
+            lost += reader.read(part, int(data.ctypes.data) + at * PAGE)
+    except OSError:  # the process has ended
+        return wanted_pages[:0], data[:0]
+    # It may be another program by now.
+    if not len(wanted_pages) or not reader.alive(int(wanted_pages[0])):
+        return wanted_pages[:0], data[:0]
+    got = ~np.isin(wanted_pages, np.array([low for low, _ in lost], dtype=np.uint64))
+    return wanted_pages[got], data[got]
+
+
+def _is_device(mapping: Mapping) -> bool:
+    """Memory of a device: reading it may act on the device."""
+    path = mapping.path
+    return path.startswith("/dev/") and not path.startswith(("/dev/shm/", "/dev/zero", "/dev/hugepages"))
