@@ -86,10 +86,12 @@ def snapshot(
     exe: str | os.PathLike[str] | None = None,
     sysroot: str | os.PathLike[str] | None = None,
     heap: bool = False,
+    why: str | None = None,
 ) -> Snapshot:
     """The decoded state of a process (pid), a core or a .diag file (path).
 
-    ``heap`` counts all objects of a process or core by type, too (``Snapshot.tables["heap_types"]``).
+    ``heap`` counts all objects of a process or core by type, too (``Snapshot.tables["heap_types"]``);
+    ``why``, the name of a type or the address of an object in hex, finds out who keeps it (``"heap_ways"``).
     Raises TargetError (``diagtool.capture.errors``), or StoreError for a .diag file.
     """
     if kind_of(target) == "store":
@@ -98,7 +100,7 @@ def snapshot(
 
     with capture(target, exe=exe, sysroot=sysroot) as captured:
         try:
-            return decode(captured, heap=heap)
+            return decode(captured, heap=heap, why=why)
         except TargetError as error:
             # What was missing when it was opened, a core cut off, say, is most likely why.
             if captured.warnings:

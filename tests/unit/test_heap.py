@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from made_objects import BASE, LAYOUT, Heap
 
 from diagtool.runtimes.cpython.heap.census import HeapCensus, take_census
+from diagtool.runtimes.cpython.heap.owners import Owners, spans
 from diagtool.runtimes.cpython.heap.pools import find_pools
 from diagtool.runtimes.cpython.heap.ranges import joined_ranges, without
+from diagtool.runtimes.cpython.heap.referrers import Targets, words_that_refer
+from diagtool.runtimes.cpython.heap.why import ask_why
 
 POOL = LAYOUT["const.POOL_SIZE"]
 HEADER = LAYOUT["const.POOL_OVERHEAD"]
@@ -199,3 +202,66 @@ def test_what_is_left_of_ranges_is_what_no_hole_has(
     }
     assert members(left) == expected
     assert left == sorted(left)
+
+
+def test_a_word_has_the_owner_that_its_block_has() -> None:
+    heap = PooledHeap()
+    kind, node = heap.made_type("Point", 32), heap.made_type("Node", 32, flags=GC)
+    pool = heap.pool(64, 10, free=[4])
+    heap.fill(pool, 64, [0, 4], kind)
+    heap.fill(pool, 64, [1, 2], node, before=16)
+    heap.put(heap.block(pool, 64, 2) + 16, "Q", 0)  # dead, and kept for the next one
+    context = heap.context()
+    owners = Owners(context, take_census(context))
+    block = [heap.block(pool, 64, n) for n in range(10)]
+    words = np.array(
+        [block[0] + 40, block[1] + 8, block[2] + 40, block[3] + 8, block[4], pool + 8], np.uint64
+    )
+    holder, bare, unused = owners.find(words)
+    assert holder[[0, 1, 3]].tolist() == [block[0], block[1] + 16, block[3]]
+    assert bare.tolist()[:2] == [0, 0]
+    assert bare[3] == 64
+    assert unused.tolist() == [False, False, True, False, True, True]
+    assert owners.block_of(block[1] + 40) == block[1] + 16
+    assert owners.block_of(block[3]) == 0
+
+
+def test_references_are_words_that_are_the_address_or_point_into_a_bare_block() -> None:
+    heap = PooledHeap()
+    target, bare = heap.room(64), heap.room(64)
+    words = heap.room(64)
+    heap.put(words, "6Q", target, target + 8, bare, bare + 24, bare + 64, target - 8)
+    context = heap.context()
+    targets = Targets(np.array([target, bare], np.uint64), np.array([0, 64], np.uint64))
+    where, which = words_that_refer(context, [(BASE, BASE + len(heap.data))], targets)
+    assert sorted(zip(where.tolist(), which.tolist(), strict=True)) == [
+        (words, 0),
+        (words + 16, 1),
+        (words + 24, 1),
+    ]
+
+
+@given(st.lists(st.tuples(st.integers(0, 500), st.integers(-5, 40)), max_size=10), st.integers(0, 600))
+def test_spans_hold_what_lies_in_them(made: list[tuple[int, int]], address: int) -> None:
+    start = np.array([low for low, _ in made], np.uint64)
+    size = np.array([length for _, length in made], np.int64)
+    owner = int(spans(start, size, start).find(np.array([address], np.uint64))[0])
+    holders = [low for low, length in made if low and low <= address < low + length]
+    assert owner == 0 or owner in holders
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.001, 0.3))
+def test_who_keeps_something_in_damaged_memory_ends(seed: int, share: float) -> None:
+    heap = PooledHeap(1 << 19)
+    node = heap.made_type("Node", 32, flags=GC)
+    pool = heap.pool(64, 200, free=[5, 9])
+    heap.fill(pool, 64, list(range(50)), node, before=16)
+    random = np.random.default_rng(seed)
+    words = np.frombuffer(heap.data, dtype="<u8")
+    at = random.integers(0, len(words), int(len(words) * share))
+    at = at[(at * 8 < pool - BASE) | (at * 8 > pool - BASE + 6000)] if seed % 2 else at
+    objects = pool + HEADER + 16 + random.integers(0, 50, len(at)) * 64
+    words[at] = np.where(random.integers(0, 2, len(at)) == 0, objects, random.integers(0, 1 << 63, len(at)))
+    context = heap.context()
+    answer = ask_why(context, take_census(context), [], np.zeros(0, np.uint64), "Node")
+    assert sum(way.count for way in answer.ways) <= answer.looked_at <= 200

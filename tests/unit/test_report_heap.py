@@ -102,3 +102,39 @@ def test_a_snapshot_without_a_census_says_how_to_get_one(tmp_path: Path, capsys:
     error = capsys.readouterr().err
     assert "were not counted" in error
     assert "--heap" in error
+
+
+STEPS = [
+    {"address": "0x10", "type": "app.Cache", "name": "cache", "items": None},
+    {"address": "0x20", "type": "dict", "name": "_images", "items": 812_004},
+]
+
+
+def kept(ways: list[Any]) -> Snapshot:
+    snap = snapshot()
+    snap.tables["heap_why"] = [{"wanted": "app.Image", "total": 812_004, "looked_at": 200}]
+    snap.tables["heap_ways"] = ways
+    return snap
+
+
+def test_who_keeps_something_is_told_in_words() -> None:
+    text = "module app → cache (app.Cache) → _images (dict, 812,004 items) → app.Image"
+    way = {"text": text, "root": "module", "count": 200, "example": "0x30", "steps": STEPS}
+    snap = kept([way, {"text": 5}, {}])
+    out = io.StringIO()
+    write(heap.paths(snap, View(100)), out, color=False)
+    assert out.getvalue().splitlines() == [
+        f"200  {text}",
+        "",
+        "who keeps app.Image: 200 of 812,004 objects looked at",
+        "cpython 3.12.1, pid 4242 · stopped for 3.1 ms",
+    ]
+    document = json.heap(snap, heap.counts(snap), heap.ways(snap))
+    jsonschema.validate(document, json.schema("heap"), cls=jsonschema.Draft202012Validator)
+    assert document["ways"] == [way]
+
+
+def test_a_snapshot_has_no_memory_to_look_who_keeps_something(tmp_path: Path, capsys: Say) -> None:
+    store.save(snapshot(), tmp_path / "with.diag")
+    assert main(["heap", str(tmp_path / "with.diag"), "--why", "Node"]) == 3
+    assert "core" in capsys.readouterr().err

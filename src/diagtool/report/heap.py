@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diagtool.report.terminal import View, about, warnings
-from diagtool.report.text import Line, cells, clean, count, cut, size
+from diagtool.report.text import Line, cells, clean, count, cut, size, wrap
 from diagtool.snapshot.model import Snapshot
 
 #: Types shown when nobody asks for another number.
@@ -63,6 +63,53 @@ def _row(row: dict[str, Any]) -> TypeCount | None:
         return None
     whole = [n for n in numbers if isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 63]
     return TypeCount(name, *whole) if len(whole) == len(numbers) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Who keeps objects: a path from a root, and how many of those looked at it leads to."""
+
+    text: str
+    root: str
+    count: int
+    example: str  # address of one of them
+    steps: list[dict[str, Any]]
+
+
+def ways(snapshot: Snapshot) -> list[Way]:
+    """The paths to what was asked for with --why, those to most objects first."""
+    found = []
+    for row in snapshot.tables.get("heap_ways", ()):
+        texts = [row.get(key) for key in ("text", "root", "example")]
+        number, steps = row.get("count"), row.get("steps")
+        if all(isinstance(t, str) for t in texts) and isinstance(number, int) and isinstance(steps, list):
+            found.append(Way(str(texts[0]), str(texts[1]), number, str(texts[2]), steps))
+    return found
+
+
+def paths(snapshot: Snapshot, view: View) -> Iterator[Line]:
+    """Who keeps what was asked for: a path a paragraph, with how many of the objects it leads to."""
+    asked = next(iter(snapshot.tables.get("heap_why", ())), {})
+    total, looked_at = asked.get("total", 0), asked.get("looked_at", 0)
+    found = ways(snapshot)
+    widest = max((len(f"{way.count:,}") for way in found), default=0)
+    for way in found:
+        head = f"{way.count:>{widest},}  "
+        for i, part in enumerate(wrap(clean(way.text, 2000), view.width - len(head))):
+            yield [(head if not i else " " * len(head), "count"), (part, "")]
+        if view.verbose:
+            yield [(" " * len(head) + f"for one, the object at {clean(way.example)}", "label")]
+    if not found:
+        yield [("No such object.", "")]
+    yield []
+    yield from warnings(snapshot.warnings, view)
+    said = (
+        f"{looked_at:,} of {count(total, 'object')} looked at"
+        if looked_at != total
+        else count(total, "object")
+    )
+    yield [(f"who keeps {clean(str(asked.get('wanted', '')))}: {said}", "count")]
+    yield [(about(snapshot.target, snapshot.pause_ms).removeprefix(" · "), "")]
 
 
 def _name(row: TypeCount) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from diagtool._version import __version__
 from diagtool.leaks.model import Cluster, Finding, Report, WaitingOn
-from diagtool.report.heap import TypeCount
+from diagtool.report.heap import TypeCount, Way
 from diagtool.report.tree import Node
 from diagtool.snapshot.model import KINDS, Frame, Snapshot, Stack, Target
 
@@ -72,8 +72,8 @@ def stacks(
     return document
 
 
-def heap(snap: Snapshot, rows: Sequence[TypeCount]) -> dict[str, Any]:
-    """The document of ``diagtool heap``: a row a type, most bytes first."""
+def heap(snap: Snapshot, rows: Sequence[TypeCount], ways: Sequence[Way] = ()) -> dict[str, Any]:
+    """The document of ``diagtool heap``: a row a type, most bytes first; who keeps what was asked for."""
     return {
         "schema": "diagtool.heap/1",
         "diagtool": __version__,
@@ -91,6 +91,16 @@ def heap(snap: Snapshot, rows: Sequence[TypeCount]) -> dict[str, Any]:
                 "types": r.types,
             }
             for r in rows
+        ],
+        "ways": [
+            {
+                "root": w.root,
+                "count": w.count,
+                "example": w.example,
+                "text": w.text,
+                "steps": [_plain(s) for s in w.steps],
+            }
+            for w in ways
         ],
         "warnings": list(snap.warnings),
     }

@@ -11,7 +11,7 @@ from diagtool.capture.model import Capture
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.frames.codes import Codes
 from diagtool.runtimes.cpython.greenlets.decode import add_greenlets
-from diagtool.runtimes.cpython.heap.tables import add_heap
+from diagtool.runtimes.cpython.heap.tables import add_heap, add_why
 from diagtool.runtimes.cpython.liveness.holders import hold_stacks
 from diagtool.runtimes.cpython.liveness.waiters import judge_exclusive
 from diagtool.runtimes.cpython.objects.addresssets import distinct
@@ -26,8 +26,11 @@ from diagtool.snapshot.model import Snapshot, SnapshotBuilder, Target
 _MAX_HELD_THINGS = 10_000  # things whose holders are looked for
 
 
-def decode(capture: Capture, *, heap: bool = False) -> Snapshot:
-    """Decode threads and tasks of a captured CPython process, and with ``heap`` count its objects by type.
+def decode(capture: Capture, *, heap: bool = False, why: str | None = None) -> Snapshot:
+    """Decode threads and tasks of a captured CPython process.
+
+    With ``heap`` its objects are counted by type, with ``why`` (an address, or the name of a type) it is
+    found out who keeps them: tables of the snapshot (``heap.tables``).
 
     Raises NotSupported when the process has no CPython of a known version, or its file is needed and not
     here; whatever else can't be read becomes a warning of the snapshot.
@@ -35,13 +38,13 @@ def decode(capture: Capture, *, heap: bool = False) -> Snapshot:
     collecting = gc.isenabled()
     gc.disable()  # nothing of what is made becomes garbage, and there is much of it
     try:
-        return _decode(capture, heap)
+        return _decode(capture, heap, why)
     finally:
         if collecting:
             gc.enable()
 
 
-def _decode(capture: Capture, heap: bool) -> Snapshot:
+def _decode(capture: Capture, heap: bool, why: str | None) -> Snapshot:
     runtime = find_runtime(capture)
     objects = Objects(capture.memory, runtime.layout, runtime.version, runtime.free_threaded)
     target = _target(capture, runtime.flavour)
@@ -56,8 +59,10 @@ def _decode(capture: Capture, heap: bool) -> Snapshot:
     add_greenlets(ctx, interpreters)
     timeouts = ctx.builder.snapshot.tables.setdefault("timeouts", [])
     timeouts += [{"stack": t.row, "left": round(t.time_left, 3)} for t in threads if t.time_left is not None]
-    if heap:
-        add_heap(ctx)
+    if heap or why is not None:
+        census = add_heap(ctx)
+        if why is not None:
+            add_why(ctx, census, interpreters, tasks.tasks.address, why)
     stuck = judge_exclusive(ctx, tasks, threads)
     holder = _hold(ctx, interpreters, tasks)
     snapshot = ctx.builder.finish()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from diagtool.capture.memory import U64
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.heap.census import HeapCensus, take_census
+from diagtool.runtimes.cpython.heap.why import ask_why
+from diagtool.runtimes.cpython.threads.interpreters import Interpreter
 
 _MAX_ROWS = 20_000  # types kept by name; the rest is one row
 _REST = "(other types)"
@@ -49,3 +54,30 @@ def add_heap(ctx: Context) -> HeapCensus:
         for name, count, own, owned, types in rows
     ]
     return census
+
+
+def add_why(
+    ctx: Context, census: HeapCensus, interpreters: Sequence[Interpreter], tasks: U64, wanted: str
+) -> None:
+    """Who keeps the object or the type that is ``wanted``: tables ``heap_why`` (one row) and ``heap_ways``.
+
+    ``heap_why``: ``wanted``, ``total`` objects, of which ``looked_at``. ``heap_ways``, a row a way: ``text``,
+    ``root`` (module, local, task, native, none), ``count`` of those looked at, ``example`` (an address), and
+    ``steps``: ``address``, ``type``, ``name`` and ``items`` where they have them.
+    """
+    answer = ask_why(ctx, census, interpreters, tasks, wanted)
+    tables = ctx.builder.snapshot.tables
+    tables["heap_why"] = [{"wanted": answer.wanted, "total": answer.total, "looked_at": answer.looked_at}]
+    tables["heap_ways"] = [
+        {
+            "text": way.text,
+            "root": way.root,
+            "count": way.count,
+            "example": hex(way.example),
+            "steps": [
+                {"address": hex(s.address), "type": s.type, "name": s.name, "items": s.items}
+                for s in way.steps
+            ],
+        }
+        for way in answer.ways
+    ]
