@@ -122,13 +122,14 @@ def test_an_idle_task_is_said_to_be(template: str, wait: str, text: str) -> None
 @pytest.mark.parametrize(
     ("template", "wait", "state"),
     [
-        ("asyncio-queue-worker-pool", "asyncio.Queue.get", {}),
-        ("asyncio-server-connection-idle", "asyncio.StreamReader.read", {"server": True}),
+        ("asyncio-queue-worker-pool", "asyncio.Queue.get", {"exclusive": False}),
+        ("asyncio-server-connection-idle", "asyncio.StreamReader.read", {"exclusive": False, "server": True}),
+        ("asyncio-waits-forever", "asyncio.Future", {"exclusive": True, "made_in_place": True}),
     ],
 )
 def test_what_a_task_waits_on_may_tell(template: str, wait: str, state: dict[str, bool]) -> None:
     w = World()
-    w.tasks(100, wait, "app.py:f:1", w.thing(exclusive=False, **state))
+    w.tasks(100, wait, "app.py:f:1", w.thing(**state))
     (cluster,) = find_leaks([w.build()]).clusters
     assert (cluster.template, cluster.idle) == (template, True)
 
@@ -161,6 +162,7 @@ def test_every_idle_template_has_a_stack_here() -> None:
     shown = {name for name, *_ in (*THREADS, *TASKS)} | {
         "asyncio-queue-worker-pool",
         "asyncio-server-connection-idle",
+        "asyncio-waits-forever",
         "asyncio-main-forever",
         "thread-queue-worker-pool",
     }
