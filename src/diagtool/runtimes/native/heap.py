@@ -30,6 +30,7 @@ from diagtool.runtimes.native.reach import Targets, edges_between, mark, pointed
 
 __all__ = ["native_heap"]
 
+_MOST_GROUPS = 1000  # of unreachable blocks that are told, the largest ones
 _EXACT = 1024  # bytes up to which each chunk size is a class of its own: glibc's small bins
 
 
@@ -99,6 +100,9 @@ def _judge(capture: Capture, glibc: GlibcHeap, roots: Ranges, heap: NativeHeap) 
     rows = np.flatnonzero(blocks.used)
     targets = Targets(blocks.address[rows], blocks.usable[rows])
     registers = [value for thread in capture.threads for value in thread.registers.values()]
+    for thread in capture.threads:
+        vectors: bytes = getattr(thread, "vectors", b"")  # where a capture has them
+        registers.extend(np.frombuffer(vectors[: len(vectors) & -8], dtype="<u8").tolist())
     marked = pointed_to(memory, targets, roots, registers, sealed(capture))
     edges = edges_between(memory, targets, glibc.heaps)
     found = mark(marked, edges)
@@ -110,6 +114,13 @@ def _judge(capture: Capture, glibc: GlibcHeap, roots: Ranges, heap: NativeHeap) 
     held[edges.target[lost[edges.source]]] = True
     mine = rows[lost]
     groups = grouped(memory, capture.modules, blocks.address[mine], blocks.size[mine], ~held[lost])
+    if len(groups) > _MOST_GROUPS:
+        rest = groups[_MOST_GROUPS:]
+        heap.warnings.append(
+            f"{len(rest):,} more groups of unreachable blocks are left out: "
+            f"{sum(g.count for g in rest):,} blocks, {sum(g.bytes for g in rest):,} bytes"
+        )
+        del groups[_MOST_GROUPS:]
     heap.unreachable = [g for g in groups if g.known is None]
     heap.known = [g for g in groups if g.known is not None]
 

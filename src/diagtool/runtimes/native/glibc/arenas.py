@@ -29,8 +29,9 @@ _INFO_SIZES = (32, 48)  # of heap_info
 _USUAL = (0x70, 0x18)  # bytes of malloc_state before its bins: up to 2.42, since 2.43
 _LEAST_EMPTY = 20  # bins that must point to themselves: large ones mostly do
 _MOST_BEFORE = 0x100  # bytes of malloc_state before its bins, at most
-_MAX_ARENAS = 1 << 16
-_MAX_MAINS = 64  # one a namespace of the dynamic linker (DL_NNS is 16)
+_MAX_ARENAS = 1 << 14
+_MAX_TRIES = 64  # places that look like bins; there is one arena a namespace of the dynamic linker (16)
+_SHORT_RING = 256  # arenas that a ring of an unusual shape may have
 _NONCONTIGUOUS = 2
 _WORD = (1 << 64) - 1
 
@@ -216,7 +217,7 @@ def _heap_regions(memory: AddressSpace, arena: Arena, number: int, shape: Shape,
 
 # Addresses of ``bins`` in the given ranges, the likeliest first.
 def _bins(memory: AddressSpace, data: Sequence[tuple[int, int]]) -> Iterator[int]:
-    given = 0
+    tries = 0
     for span in data:
         selves = []
         for start, words in memory.blocks([span], step=64 << 20):
@@ -226,19 +227,18 @@ def _bins(memory: AddressSpace, data: Sequence[tuple[int, int]]) -> Iterator[int
             selves.append(own[:-1][same] + np.uint64(16))
         at: U64 = np.concatenate([np.zeros(0, np.uint64), *selves])
         # Self-pointing pairs at distances that are multiples of 16, within the length of ``bins``.
-        while len(at) >= _LEAST_EMPTY and given < _MAX_MAINS:
-            near = at[at < at[0] + np.uint64(_BIN_BYTES)]
-            near = near[(near - near[0]) % np.uint64(16) == 0]
-            if len(near) < _LEAST_EMPTY:
-                at = at[1:]
-                continue
-            base = _first_bin(memory, near)
-            if base is not None:
-                given += 1
-                yield base
-                at = at[at >= np.uint64(base + _BIN_BYTES)]
-            else:
-                at = at[at > near[-1]]
+        for part in (at[at % np.uint64(16) == 0], at[at % np.uint64(16) == 8]):
+            ends = np.searchsorted(part, part + np.uint64(_BIN_BYTES))
+            many = np.flatnonzero(ends - np.arange(len(part)) >= _LEAST_EMPTY)
+            i = 0
+            while i < len(many) and tries < _MAX_TRIES:
+                tries += 1
+                near = part[many[i] : ends[many[i]]]
+                base = _first_bin(memory, near)
+                beyond = near[-1] if base is None else np.uint64(base + _BIN_BYTES - 1)
+                if base is not None:
+                    yield base
+                i = int(np.searchsorted(part[many], beyond, side="right"))
 
 
 # The first bins may hold chunks, so where they begin is tried: all must be lists that point back, before them
@@ -282,7 +282,8 @@ def _main(memory: AddressSpace, bins: int) -> tuple[int, Shape] | None:
     for slot in range(after, after + 0x40, 8):
         for start in (*(bins - before for before in _USUAL), *range(bins - 24, bins - _MOST_BEFORE, -8)):
             shape = Shape(bins - start, slot - start)
-            ring = list(_ring(memory, start, shape, []))
+            most = _MAX_ARENAS if bins - start in _USUAL else _SHORT_RING
+            ring = list(_ring(memory, start, shape, [], most))
             if ring and (_word(memory, ring[-1] + shape.next) or 0) == start:
                 return start, shape
     # A ring that is broken: the place that it has in all versions known.
@@ -295,10 +296,12 @@ def _main(memory: AddressSpace, bins: int) -> tuple[int, Shape] | None:
 
 
 # The arenas that follow ``address`` in its ring. All but a main one stand behind the header of a heap.
-def _ring(memory: AddressSpace, address: int, shape: Shape, warnings: list[str]) -> Iterator[int]:
+def _ring(
+    memory: AddressSpace, address: int, shape: Shape, warnings: list[str], most: int = _MAX_ARENAS
+) -> Iterator[int]:
     seen = {address}
     here = address
-    for _ in range(_MAX_ARENAS):
+    for _ in range(most):
         following = _word(memory, here + shape.next)
         if following == address:
             return

@@ -31,6 +31,7 @@ _FENCE = 16  # bytes of what ends a heap that has been left (sysmalloc in malloc
 _BATCH = 256 << 10  # bytes
 _LARGEST_SURE = 64 << 10  # bytes of a chunk that counts for SURE
 _MAX_BREAKS = 1000  # of one region: what has more is no heap
+_MOST_BREAKS = 10_000  # of all regions together
 _MAX_TRIES = 64  # places tried in one batch
 _NOT_A_HEADER = np.uint64(IS_MMAPPED | 8)
 _COUNT = np.arange(_BATCH // _CELL, dtype=np.int64)
@@ -99,7 +100,7 @@ def walk(memory: AddressSpace, regions: Sequence[Region]) -> Chunks:
     """The chunks of disjoint regions."""
     regions = sorted(regions, key=lambda r: r.start)
     runs = [_Run(region) for region in regions]
-    at = 0
+    at = breaks = 0
     for start, words in memory.blocks([(r.start & -16, r.end) for r in regions], step=_BATCH):
         if start % _CELL:
             start, words = start + 8, words[1:]
@@ -108,7 +109,11 @@ def walk(memory: AddressSpace, regions: Sequence[Region]) -> Chunks:
         # One batch may hold the end of one region and the beginning of others.
         number = at
         while number < len(runs) and runs[number].region.start < start + 8 * len(words):
+            had = len(runs[number].breaks)
             runs[number].take(start, words)
+            breaks += len(runs[number].breaks) - had
+            if breaks > _MOST_BREAKS and len(runs[number].breaks) > had:
+                runs[number].done = True
             number += 1
     for run in runs:
         run.finish()
@@ -172,7 +177,7 @@ class _Run:
             # The top was split a moment ago: its new place is known, its old size still stands here.
             self.positions.append(np.array([place], dtype=np.uint64))
             self.heads.append(np.array([self.end - place | head & SIZE_BITS], dtype=np.uint64))
-            self.changing, self.done = True, True
+            self.changing, self.done, self.next = True, True, self.end
             return
         fenced = before == _FENCE
         if fenced and head & ~SIZE_BITS == 0:  # the end of a heap that was left for another one
@@ -200,7 +205,8 @@ class _Run:
             self.done = True
 
     def finish(self) -> None:
-        if self.lost is None and self.next < self.end and not self.done:
+        """Say what was not followed to its end."""
+        if self.lost is None and self.next < self.end:
             self.lose(self.next, None, quiet=self.last & ~SIZE_BITS == _FENCE)
         self.note(self.end)
 

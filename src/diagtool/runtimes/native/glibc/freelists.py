@@ -35,6 +35,8 @@ class _CacheShape:
 # tcache_perthread_struct: counts were bytes up to 2.29, are uint16_t since 2.30; 12 more lists since 2.42.
 _CACHE_SHAPES = (_CacheShape(760, 152, 64), _CacheShape(640, 128, 64), _CacheShape(576, 64, 64))
 _MOST_TLS = 64 << 10  # bytes below the thread pointer where the variable ``tcache`` is looked for
+_VOTERS = 32  # threads that are asked for that distance
+_MOST_LOOKED_AT = 10_000  # blocks that may be a thread cache by their size
 _MOST_STEPS = 1 << 16  # of one list of a thread cache: glibc.malloc.tcache_count is a uint16_t
 
 
@@ -188,31 +190,35 @@ class _Cache:
 # The variable ``tcache`` is in static TLS, at the same distance from each thread pointer: the distance where
 # most threads have a pointer to what can be a cache. Where no thread pointer is known, by looks alone.
 def _thread_caches(memory: AddressSpace, chunks: Chunks, threads: Sequence[tuple[int, int]]) -> list[_Cache]:
+    steps = np.arange(8, _MOST_TLS, 8, dtype=np.uint64)
+    known = [(tid, pointer) for tid, pointer in threads if pointer > _MOST_TLS and pointer % 8 == 0]
+    places: U64 = np.array([pointer for _, pointer in known[:_VOTERS]], dtype=np.uint64)[:, None] - steps
+    words = np.zeros(places.shape, dtype=np.uint64)
+    there = memory.mapped(places.reshape(-1), 8).reshape(places.shape)  # dead stack needs no reading
+    words[there] = memory.load(places[there])[0]
     by_place: dict[int, _Cache] = {}
     for shape in _CACHE_SHAPES:
         size = (shape.usable + 8 + 15) & -16
         fits = chunks.used & ((chunks.size == np.uint64(size)) | (chunks.size == np.uint64(size + 16)))
         rows = np.flatnonzero(fits)
-        for cache in _looking_like(memory, chunks, rows, shape):
+        if len(rows) > _MOST_LOOKED_AT:  # blocks of the program that are as large: only what threads point to
+            rows = rows[np.isin(chunks.address[rows] + _HEADER, words)]
+        for cache in _looking_like(memory, chunks, rows[:_MOST_LOOKED_AT], shape):
             by_place.setdefault(cache.address, cache)
     if not by_place:
         return []
-    wanted = np.array(sorted(by_place), dtype=np.uint64)
-    votes: dict[int, list[tuple[int, int]]] = {}
-    steps = np.arange(8, _MOST_TLS, 8, dtype=np.uint64)
-    for tid, pointer in threads:
-        if pointer <= _MOST_TLS or pointer % 8:
-            continue
-        words, ok = memory.load(np.uint64(pointer) - steps)
-        for i in np.flatnonzero(ok & np.isin(words, wanted)).tolist():
-            votes.setdefault(int(steps[i]), []).append((tid, int(words[i])))
-    if votes:
-        # Of several the one that most threads share; of these the one with most lists.
-        chosen = max(votes.values(), key=lambda v: (len(v), sum(len(by_place[a].heads) for _, a in v)))
-        for tid, address in chosen:
+    lists = {address: len(cache.heads) for address, cache in by_place.items()}
+    hits = np.isin(words, np.array(sorted(by_place), dtype=np.uint64))
+    if not hits.any():
+        return [c for c in by_place.values() if len(c.heads)]
+    # Of several distances the one that most threads share; of these the one with most lists.
+    columns = np.flatnonzero(hits.any(axis=0)).tolist()
+    best = max(columns, key=lambda i: (hits[:, i].sum(), sum(lists.get(a, 0) for a in words[:, i].tolist())))
+    pointers = np.array([pointer for _, pointer in known], dtype=np.uint64)
+    for (tid, _), address in zip(known, memory.load(pointers - steps[best])[0].tolist(), strict=True):
+        if address in by_place:
             by_place[address].tid = tid
-        return [c for c in by_place.values() if c.tid is not None or len(c.heads) > 1]
-    return [c for c in by_place.values() if len(c.heads)]
+    return [c for c in by_place.values() if c.tid is not None or len(c.heads) > 1]
 
 
 # Those of the chunks that may be a cache: each list is empty, or its first chunk is one of the right size.

@@ -100,7 +100,7 @@ def _main_pieces(memory: AddressSpace, found: Arenas, chunks: Chunks, free_memor
     pieces: dict[int, Region] = {}
     if found.shape is None or not free_memory:
         return []
-    lows = np.array([low for low, _ in free_memory], dtype=np.uint64)
+    lows, highs = (np.array(column, dtype=np.uint64) for column in zip(*free_memory, strict=True))
     for number, arena in enumerate(found.arenas):
         if not arena.main:
             continue
@@ -108,11 +108,8 @@ def _main_pieces(memory: AddressSpace, found: Arenas, chunks: Chunks, free_memor
         pointers = memory.load(seen)[0]
         for _ in range(_MOST_PIECES):
             at = np.searchsorted(lows, pointers, side="right") - 1
-            fresh = {
-                i
-                for i, pointer in zip(at.tolist(), pointers.tolist(), strict=True)
-                if i >= 0 and pointer < free_memory[i][1] and i not in pieces and pointer % 16 == 0
-            }
+            good = (at >= 0) & (pointers < highs[np.maximum(at, 0)]) & (pointers % np.uint64(16) == 0)
+            fresh = set(np.flatnonzero(np.bincount(at[good], minlength=1)).tolist()) - set(pieces)
             if not fresh:
                 break
             new = [Region(free_memory[i][0], free_memory[i][1], number, exact=False) for i in sorted(fresh)]
