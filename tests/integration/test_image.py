@@ -150,14 +150,14 @@ def test_killed_at_random_moments_the_target_runs_on(target: native.Program) -> 
     """DIAGTOOL_KILLS says how often: 40, or 1,000 by hand."""
     source = f"""
 from diagtool.capture.live import capture_live
+print("READY", flush=True)
 while True: capture_live({target.pid}, clone="always").close()
 """
     choose = random.Random(3)
     for _ in range(int(os.environ.get("DIAGTOOL_KILLS", "40"))):
-        diagtool = subprocess.Popen([sys.executable, "-c", source])
-        time.sleep(0.15 + choose.random() * 0.2)
-        diagtool.kill()
-        diagtool.wait()
+        with native.started(sys.executable, "-c", source) as diagtool:
+            time.sleep(choose.random() * 0.15)
+            os.kill(diagtool.pid, signal.SIGKILL)
         assert target.process.poll() is None
     assert lives(target)
     capture_live(target.pid, clone="always").close()
@@ -207,7 +207,7 @@ def test_no_signal_is_lost_in_a_storm() -> None:
     with native.started(native.built("signals")) as program:
         with Storm(program.pid) as storm:
             for _ in range(20):
-                capture_live(program.pid, clone="auto").close()
+                capture_live(program.pid, clone="auto", image_from=0).close()
                 capture_live(program.pid, clone="always").close()
         assert all_arrived(program, storm)
 
@@ -226,10 +226,9 @@ def test_what_the_kernel_refuses_is_read_in_place(
 ) -> None:
     # As RLIMIT_NPROC, a pids limit or overcommit do: clone itself says no (here: CLONE_VM wants a SIGHAND).
     monkeypatch.setattr(clone, "_CLONE_FILES", 0x800)
-    monkeypatch.setattr("diagtool.capture.image.AUTO_BYTES", 0)
     with pytest.raises(NotSupported, match="no copy-on-write image"):
         capture_live(target.pid, clone="always")
-    with capture_live(target.pid, clone="auto") as capture:
+    with capture_live(target.pid, clone="auto", image_from=0) as capture:
         assert not capture.image
         assert any("no copy-on-write image" in warning for warning in capture.warnings)
         assert all(thread.registers for thread in capture.threads)

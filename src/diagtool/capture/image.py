@@ -38,9 +38,9 @@ _MOST_RESIDENT = 2 << 30  # bytes of the image that stay in our memory, at most
 _LEAST_RESIDENT = 64 << 20
 
 
-def wanted(pid: int, mode: CloneMode) -> bool:
+def wanted(pid: int, mode: CloneMode, least: int = AUTO_BYTES) -> bool:
     """Whether an image is to be taken of a process."""
-    return mode == "always" or (mode == "auto" and room.resident_bytes(pid)[0] > AUTO_BYTES)
+    return mode == "always" or (mode == "auto" and room.resident_bytes(pid)[0] > least)
 
 
 def reap_leftovers(pid: int, mappings: Sequence[Mapping], reader: MemoryReader) -> None:

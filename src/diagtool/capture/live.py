@@ -57,15 +57,17 @@ def capture_live(
     max_copy: int = MAX_COPY,
     extra_pages: ExtraPages | None = None,
     clone: CloneMode = "never",
+    image_from: int = image.AUTO_BYTES,
     vectors: bool = False,
 ) -> Capture:
     """Capture a running process: registers, memory, and what /proc says of it.
 
     ``max_copy`` bounds the bytes that are copied in the stop. ``clone`` is about a copy-on-write image in
-    place of the copy (capture/image.py): memory of one instant, held until the capture is closed. ``vectors``
-    asks for the vector registers of each thread, which come with an image only. The target runs on afterwards
-    (one that was stopped stays stopped), whatever happens here. Close the capture when done: until then files
-    that it maps can be read. Raises NoSuchTarget, NotPermitted or NotSupported.
+    place of the copy (capture/image.py): memory of one instant, held until the capture is closed. "auto"
+    takes one of a process with more than ``image_from`` bytes of anonymous memory. ``vectors`` asks for the
+    vector registers of each thread, which come with an image only. The target runs on afterwards (one that
+    was stopped stays stopped), whatever happens here. Close the capture when done: until then files that it
+    maps can be read. Raises NoSuchTarget, NotPermitted or NotSupported.
 
     A child of our own can be captured, but not while another thread of ours waits for it (Popen.poll and
     wait, too): wait(2) would tell that thread of the stop, which then goes unnoticed here.
@@ -77,7 +79,7 @@ def capture_live(
         raise access.refused(pid, error) from None
     refusal = None
     try:
-        if image.wanted(pid, clone):
+        if image.wanted(pid, clone, image_from):
             try:
                 return _patiently(lambda: _capture_image(pid, reader, clone == "always", vectors))
             except Refused as error:
@@ -136,7 +138,7 @@ def _capture_image(pid: int, reader: MemoryReader, last_resort: bool, vectors: b
     try:
         frozen = image.FrozenMemory(prepared, stopped, child)
         capture = about.capture(stopped)
-        capture.image = True
+        capture.image, capture.image_pid = True, child.pid
         about.complete(capture, stopped, frozen.address_space(capture))
     except OSError as error:
         child.close()

@@ -102,6 +102,7 @@ class Capture:
     #: Memory is read from a copy-on-write image of that instant: all of it is of one instant, and held until
     #: close().
     image: bool = False
+    image_pid: int = 0  # the process that the image is, while it is there
     _closers: list[object] = field(default_factory=list, repr=False)
 
     def __enter__(self) -> Capture:

@@ -26,7 +26,7 @@ INTERRUPTED = 128 + signal.SIGINT
 #: What only writing meets.
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
-_COMMANDS = ("snapshot", "leaks", "stacks", "heap", "templates", "doctor", "completion")
+_COMMANDS = ("snapshot", "leaks", "stacks", "core", "heap", "templates", "doctor", "completion")
 
 
 @click.group(
@@ -49,8 +49,8 @@ def cli(context: click.Context) -> int:
         diagtool leaks FILE.diag  what leaked, who waits on what, how to fix it
         diagtool leaks core.4242  the same for one that died
 
-    Nothing is installed in, run in or changed in the process. It runs on after the stop, whatever
-    happens to diagtool.
+    No code of diagtool is put into the process or run in it. It runs on after the stop, whatever happens
+    to diagtool.
 
     \b
     Exit status:
