@@ -6,8 +6,9 @@ import numpy as np
 
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.heap.found import Found
-from diagtool.runtimes.cpython.heap.ranges import Ranges, joined_ranges
+from diagtool.runtimes.cpython.heap.ranges import joined_ranges
 from diagtool.runtimes.cpython.heap.types import TypeTable, kinds_named
+from diagtool.runtimes.cpython.objects.addresssets import Ranges
 
 LEAST = 64 << 10  # bytes: smaller ones are read through faster than they are left out
 _MOST = 1 << 40

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from diagtool.capture.blobs import without_blobs
 from diagtool.capture.memory import U64
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.heap.blocks import objects_in_pools
@@ -14,10 +15,10 @@ from diagtool.runtimes.cpython.heap.buffers import big_buffers
 from diagtool.runtimes.cpython.heap.found import Found, together
 from diagtool.runtimes.cpython.heap.large import DEBUG_BYTES, SMALL, objects_outside
 from diagtool.runtimes.cpython.heap.pools import Pools, find_pools
-from diagtool.runtimes.cpython.heap.ranges import heap_ranges, joined_ranges, without
+from diagtool.runtimes.cpython.heap.ranges import heap_ranges, joined_ranges, mapped_ranges
 from diagtool.runtimes.cpython.heap.sizes import NO_SIZE, Sizer
 from diagtool.runtimes.cpython.heap.types import TypeTable, kinds_named
-from diagtool.runtimes.cpython.objects.addresssets import contains, distinct
+from diagtool.runtimes.cpython.objects.addresssets import contains, distinct, without
 
 
 @dataclass(slots=True)
@@ -66,12 +67,14 @@ def take_census(ctx: Context) -> HeapCensus:
     ``ctx`` say what was damaged or missing.
     """
     ranges = heap_ranges(ctx)
-    pools = find_pools(ctx, ranges)
+    pools = find_pools(ctx, mapped_ranges(ctx, ranges))
     types = TypeTable(ctx)
     sizer = Sizer(ctx, types)
     small = objects_in_pools(ctx, pools, types)
     taken = joined_ranges(pools.address, np.full(len(pools.address), pools.size))
-    rest = without(without(ranges, taken), big_buffers(ctx, small, types))
+    buffers = big_buffers(ctx, small, types)
+    rest = without_blobs(without(without(ranges, taken), buffers), ctx.capture.memory.load)[0]
+    ctx.vectors.leave_out(buffers)
     _read_left_out(ctx, rest)
     least = SMALL + 1 - DEBUG_BYTES * pools.debug if len(pools.address) else 0
     large = objects_outside(ctx, rest, types, sizer, least)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from diagtool.capture.memory import PAGE, U64
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.heap.found import Found, by_value, counts_of_living, together
-from diagtool.runtimes.cpython.heap.ranges import Ranges
 from diagtool.runtimes.cpython.heap.sizes import Sizer
 from diagtool.runtimes.cpython.heap.types import HAVE_GC, TypeTable
+from diagtool.runtimes.cpython.objects.addresssets import Ranges
 from diagtool.runtimes.cpython.objects.census import alive, tracked
 
 SMALL = 512  # SMALL_REQUEST_THRESHOLD

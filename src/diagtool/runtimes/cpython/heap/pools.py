@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from diagtool.capture.memory import U64
 from diagtool.runtimes.cpython.context import Context
-from diagtool.runtimes.cpython.heap.ranges import Ranges
+from diagtool.runtimes.cpython.objects.addresssets import Ranges
 
 _BATCH = 1 << 16  # headers looked at together
 _FORBIDDEN = np.uint64(0xFDFDFDFDFDFDFD)  # PYMEM_FORBIDDENBYTE, seven times, behind the API's letter

@@ -1,8 +1,6 @@
-"""Where objects may lie: sorted, disjoint address ranges, and what is left of them without others."""
+"""Where objects may lie: sorted, disjoint address ranges."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,17 +8,16 @@ from numpy.typing import NDArray
 from diagtool.capture.memory import U64
 from diagtool.capture.segments import merged
 from diagtool.runtimes.cpython.context import Context
-
-Ranges = list[tuple[int, int]]
+from diagtool.runtimes.cpython.objects.addresssets import Ranges, without
 
 
 def heap_ranges(ctx: Context) -> Ranges:
     """The writable memory of the process that no file backs: its heaps, and stacks of threads.
 
-    With what a live capture left out of the copy (it is read when asked for), without the insides of big
-    blocks of malloc.
+    With what a live capture left out of the copy (it is read when asked for). Reads nothing.
     """
-    held = merged([*ctx.vectors.object_memory(), *ctx.capture.left_out])
+    written = [(s.start, s.end) for s in ctx.capture.memory.segments if s.writable]
+    held = merged([*written, *ctx.capture.left_out])
     files = [
         (m.start, m.end)
         for m in ctx.capture.mappings
@@ -29,23 +26,12 @@ def heap_ranges(ctx: Context) -> Ranges:
     return without(held, merged(files))
 
 
-def without(ranges: Sequence[tuple[int, int]], holes: Sequence[tuple[int, int]]) -> Ranges:
-    """What is left of sorted ``ranges`` without sorted ``holes``."""
-    out: Ranges = []
-    i = 0
-    for low, high in ranges:
-        cursor = low
-        while i < len(holes) and holes[i][1] <= cursor:
-            i += 1
-        j = i
-        while j < len(holes) and holes[j][0] < high:
-            if holes[j][0] > cursor:
-                out.append((cursor, holes[j][0]))
-            cursor = max(cursor, holes[j][1])
-            j += 1
-        if cursor < high:
-            out.append((cursor, high))
-    return out
+def mapped_ranges(ctx: Context, ranges: Ranges) -> Ranges:
+    """Those of ``ranges`` that lie in mappings of their own, not in the heap that malloc grows with brk(2).
+
+    Arenas of the small object allocator do (_PyObject_ArenaMmap, Objects/obmalloc.c).
+    """
+    return without(ranges, [(m.start, m.end) for m in ctx.capture.mappings if m.path == "[heap]"])
 
 
 def joined_ranges(starts: U64, sizes: NDArray[np.int64]) -> Ranges:

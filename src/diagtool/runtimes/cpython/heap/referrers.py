@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from diagtool.capture.memory import U64
 from diagtool.runtimes.cpython.context import Context
-from diagtool.runtimes.cpython.heap.ranges import Ranges
+from diagtool.runtimes.cpython.objects.addresssets import Ranges
 
 _FILTER_BITS = 20  # of an address above its lowest four
 _MASK = np.uint32((1 << _FILTER_BITS) - 1)

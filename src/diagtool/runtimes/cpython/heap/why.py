@@ -19,10 +19,9 @@ from diagtool.runtimes.cpython.heap.buffers import big_buffers
 from diagtool.runtimes.cpython.heap.census import HeapCensus
 from diagtool.runtimes.cpython.heap.owners import Owners
 from diagtool.runtimes.cpython.heap.places import Places
-from diagtool.runtimes.cpython.heap.ranges import without
 from diagtool.runtimes.cpython.heap.referrers import Targets, words_that_refer
 from diagtool.runtimes.cpython.heap.steps import Step, in_words, name_in_dict, step_to
-from diagtool.runtimes.cpython.objects.addresssets import contains
+from diagtool.runtimes.cpython.objects.addresssets import contains, without
 from diagtool.runtimes.cpython.threads.interpreters import Interpreter
 
 SAMPLE = 200  # objects of a type that are looked at

@@ -5,7 +5,7 @@ Arrays of addresses in, arrays of addresses or values out; address 0 means "none
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from diagtool.capture.blobs import without_blobs
 from diagtool.capture.memory import U64, MemoryFault
-from diagtool.runtimes.cpython.objects.addresssets import grouped
+from diagtool.runtimes.cpython.objects.addresssets import grouped, without
 from diagtool.runtimes.cpython.objects.reader import INLINE_VALUES, MANAGED_DICT, Objects
 
 _MAX_TYPES = 1 << 14  # of one array of objects; with more of them it is not objects
@@ -46,6 +46,7 @@ class Vectors:
         self.memory = objects.memory
         self.layout = objects.layout
         self._object_memory: list[tuple[int, int]] | None = None
+        self._buffers: list[tuple[int, int]] = []
 
     def words(self, addresses: U64, offset: int = 0) -> U64:
         """The 64-bit words at ``addresses + offset``; 0 where the address is 0 or unreadable."""
@@ -348,9 +349,15 @@ class Vectors:
         place = first + column.astype(np.uint64) * np.uint64(size) + np.uint64(value_at)
         return np.where(found, self.memory.load(place)[0], _0)
 
+    def leave_out(self, buffers: Sequence[tuple[int, int]]) -> None:
+        """Take these sorted ranges for buffers that hold no objects, from now on."""
+        self._buffers = list(buffers)
+        self._object_memory = None
+
     def object_memory(self) -> list[tuple[int, int]]:
         """The writable memory that may hold objects: all but the insides of big buffers."""
         if self._object_memory is None:
             ranges = [(s.start, s.end) for s in self.memory.segments if s.writable]
+            ranges = without(ranges, self._buffers)
             self._object_memory = without_blobs(ranges, self.memory.load)[0]
         return self._object_memory
