@@ -263,6 +263,24 @@ def test_whatever_is_damaged_the_reader_ends_and_stays_within_memory(
         assert (ends[inside] <= r.end + 8).all()
 
 
+def test_data_full_of_lists_that_point_to_themselves_hides_no_arena() -> None:
+    heap = whole(VERSIONS[3])
+    other = made.Bytes(0x7F44_0000_0000, 256 * PAGE, "/lib/other.so")
+    for place in range(other.start, other.end, 64):
+        other.put(place, place - 16, place - 16)
+    heap.ranges.append(other)
+    data = [(LIBC, LIBC + 4 * PAGE), (other.start, other.end)]
+    found = read_glibc(heap.memory(), heap.mappings(), data, [], [(1, heap.thread)])
+    assert found is not None
+    assert blocks_of(found) == expected(heap)
+    other.data[:] = b"".join(
+        struct.pack("<Q", place - 16 & -16) for place in range(other.start, other.end, 8)
+    )
+    found = read_glibc(heap.memory(), heap.mappings(), data, [], [(1, heap.thread)])
+    assert found is not None
+    assert blocks_of(found) == expected(heap)
+
+
 # -- runs of chunks -------------------------------------------------------------------------------------
 
 

@@ -88,6 +88,16 @@ def test_lost_blocks_that_hang_on_others_are_no_heads() -> None:
     assert (group.count, group.heads) == (len(lost), len(lost) - 9)
 
 
+def test_vector_registers_keep_blocks_where_a_capture_has_them() -> None:
+    heap, kept, lost = kept_and_lost()
+    capture = captured(heap, r15=kept[-1])
+    if not hasattr(capture.threads[0], "vectors"):
+        pytest.skip("captures have no vector registers")
+    capture.threads[0].vectors = bytes(160) + lost[0].to_bytes(8, "little") + b"rest"
+    (group,) = native_heap(capture).unreachable
+    assert group.count == len(lost) - 1
+
+
 def test_missing_registers_are_no_reason_to_call_something_lost() -> None:
     heap, _, _ = kept_and_lost()
     capture = captured(heap)
