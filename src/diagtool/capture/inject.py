@@ -33,7 +33,8 @@ _SPARE = 16 << 10  # bytes of stack that must be left below what is written ther
 _GUARDS = 16 << 20  # bytes below a stack pointer in which a guard is looked for
 _PAGE_IS_GUARD = 1 << 58  # Documentation/admin-guide/mm/pagemap.rst: Linux 6.15
 _USER_64 = 0x33  # the code segment of 64-bit programs
-_SPINS, _NAP = 2000, 50e-6
+_SPINS = 200  # looks before the first nap between looks
+_NAPS = (50e-6, 500e-6)  # seconds of a nap, from and to: each may take the processor from who is waited for
 _PATIENCE = 20.0  # seconds for the call
 
 #: A system call: number and arguments.
@@ -296,7 +297,7 @@ def wait_for_stop(looker: ptrace.Looker, tid: int, patience: float = _PATIENCE) 
         elif time.monotonic() - began > patience:
             raise TargetError(f"thread {tid} did not come back from the kernel in time", "Try again.")
         else:
-            time.sleep(_NAP)
+            time.sleep(min(_NAPS[1], max(_NAPS[0], (time.monotonic() - began) / 40)))
     if event.gone:
         raise NoSuchTarget(f"thread {tid} ended while it was being stopped")
     return event

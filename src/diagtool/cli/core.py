@@ -129,10 +129,19 @@ def _replaced(path: Path) -> Iterator[IO[bytes]]:
     try:
         if path.exists() and not path.is_file():
             raise OutputError(f"{path} is not a plain file", "Name another place with -o FILE.")
-        handle, name = tempfile.mkstemp(prefix=".diagtool-", suffix=".tmp", dir=path.parent)
+        # A file without a name is gone when we are, kill -9 included.
+        name = str(path.parent / f".diagtool-{os.getpid()}.tmp")
+        try:
+            handle = os.open(path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError:  # a file system that has no such files
+            handle, name = tempfile.mkstemp(prefix=".diagtool-", suffix=".tmp", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 yield file
+                file.flush()
+                if not os.path.lexists(name):
+                    # With a descriptor it is linkat(2) with AT_SYMLINK_FOLLOW, which open(2) asks for here.
+                    os.link(f"/proc/self/fd/{file.fileno()}", name, src_dir_fd=file.fileno())
             os.replace(name, path)  # noqa: PTH105
         except BaseException:
             with suppress(OSError):
