@@ -6,13 +6,16 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from diagtool.capture.errors import NoSuchTarget, NotPermitted, NotSupported, TargetError
 from diagtool.capture.model import Capture
 from diagtool.leaks.model import Report
 from diagtool.snapshot import store
 from diagtool.snapshot.model import Snapshot
+
+if TYPE_CHECKING:
+    from diagtool.capture.image import CloneMode
 
 #: What names a target: a pid as a number or in digits, or the path of a core or .diag file.
 TargetName = int | str | os.PathLike[str]
@@ -58,17 +61,20 @@ def capture(
     *,
     exe: str | os.PathLike[str] | None = None,
     sysroot: str | os.PathLike[str] | None = None,
+    clone: CloneMode = "never",
 ) -> Capture:
     """Capture a process (pid) or open a core (path). Close it, or use it in a ``with`` statement.
 
     The process is stopped for milliseconds (``Capture.pause_ms``). ``exe`` and ``sysroot`` say where the
-    files of a core from another machine are. Raises TargetError (``diagtool.capture.errors``).
+    files of a core from another machine are. ``clone`` allows a copy-on-write image of a process, of a large
+    one ("auto") or of any ("always"): a system call is injected for it. Raises TargetError
+    (``diagtool.capture.errors``).
     """
     kind = kind_of(target)
     if kind == "live":
         from diagtool.capture.live import capture_live
 
-        return capture_live(_pid(target))
+        return capture_live(_pid(target), clone=clone)
     if kind == "core":
         from diagtool.capture.core import open_core
 
@@ -87,18 +93,21 @@ def snapshot(
     sysroot: str | os.PathLike[str] | None = None,
     heap: bool = False,
     why: str | None = None,
+    clone: CloneMode | None = None,
 ) -> Snapshot:
     """The decoded state of a process (pid), a core or a .diag file (path).
 
     ``heap`` counts all objects of a process or core by type, too (``Snapshot.tables["heap_types"]``);
     ``why``, the name of a type or the address of an object in hex, finds out who keeps it (``"heap_ways"``).
+    ``clone``: see :func:`capture`; without it "auto" where the heap is looked at, else "never".
     Raises TargetError (``diagtool.capture.errors``), or StoreError for a .diag file.
     """
     if kind_of(target) == "store":
         return store.load(os.fspath(target))  # type: ignore[arg-type]  # an int is live
     from diagtool.runtimes.cpython import decode
 
-    with capture(target, exe=exe, sysroot=sysroot) as captured:
+    mode = clone or ("auto" if heap or why is not None else "never")
+    with capture(target, exe=exe, sysroot=sysroot, clone=mode) as captured:
         try:
             return decode(captured, heap=heap, why=why)
         except TargetError as error:

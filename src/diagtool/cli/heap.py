@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from diagtool.cli.options import (
+    clone_option,
     color_option,
     core_options,
     format_option,
@@ -14,6 +16,9 @@ from diagtool.cli.options import (
     target_argument,
     verbose_option,
 )
+
+if TYPE_CHECKING:
+    from diagtool.capture.image import CloneMode
 
 
 @click.command("heap", short_help="Count the objects of a process by type.")
@@ -23,6 +28,7 @@ from diagtool.cli.options import (
 @click.option(
     "--limit", type=click.IntRange(min=1), metavar="N", help="Show N types; default: 30 (JSON: all)."
 )
+@clone_option("auto")
 @format_option("terminal", "json")
 @output_option("Write to FILE instead of the standard output.")
 @core_options
@@ -33,6 +39,7 @@ def command(
     pattern: str | None,
     why: str | None,
     limit: int | None,
+    clone: CloneMode | None,
     output_format: str,
     output: Path | None,
     exe: str | None,
@@ -50,7 +57,8 @@ def command(
     task, or C. Of a type with many objects 200 are looked at, spread over memory. It needs a process or a
     core; keys and items of containers are not shown.
 
-    A running process is stopped while its memory is copied, and runs on.
+    A running process is stopped while its memory is copied, and runs on. A large one makes a frozen copy of
+    itself instead, by one system call that is injected; --clone never forbids that.
 
     \b
     Examples:
@@ -70,7 +78,7 @@ def command(
     from diagtool.report import heap, terminal
     from diagtool.report import json as documents
 
-    resolved = resolve(target, exe=exe, sysroot=sysroot, output=output, heap=True, why=why)
+    resolved = resolve(target, exe=exe, sysroot=sysroot, output=output, heap=True, why=why, clone=clone)
     snap = resolved.snapshot
     if not heap.has_census(snap):
         raise NoCensus(target)

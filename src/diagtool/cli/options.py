@@ -114,6 +114,16 @@ def core_options(command: _F) -> _F:
     )(command)
 
 
+def clone_option(default: str) -> Callable[[_F], _F]:
+    """--clone: whether a copy-on-write image may be made of the process, which injects a system call."""
+    return click.option(
+        "--clone",
+        type=click.Choice(["auto", "always", "never"]),
+        help="Make a frozen copy-on-write image of a large process, of any, of none, instead of copying its "
+        f"memory in the stop. One system call is injected into it for that. Default: {default}.",
+    )
+
+
 def templates_option(command: _F) -> _F:
     """--templates DIR."""
     return click.option(

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from diagtool.cli.options import color_option, core_options, output_option, target_argument
+from diagtool.cli.options import clone_option, color_option, core_options, output_option, target_argument
 
 if TYPE_CHECKING:
+    from diagtool.capture.image import CloneMode
     from diagtool.snapshot.model import Snapshot
 
 
@@ -19,11 +20,18 @@ if TYPE_CHECKING:
 @target_argument("target", metavar="PID")
 @output_option("Write to FILE; default: diagtool-PID-TIME.diag in this folder.")
 @click.option("--heap", is_flag=True, help="Count all objects by type, too, for `diagtool heap FILE.diag`.")
+@clone_option("auto with --heap, else never")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON (diagtool.snapshot/1).")
 @core_options
 @color_option
 def command(
-    target: str, output: Path | None, heap: bool, as_json: bool, exe: str | None, sysroot: str | None
+    target: str,
+    output: Path | None,
+    heap: bool,
+    clone: CloneMode | None,
+    as_json: bool,
+    exe: str | None,
+    sysroot: str | None,
 ) -> int:
     """Stop a process for milliseconds and keep everything in a file.
 
@@ -33,8 +41,10 @@ def command(
 
     The process is stopped while its registers and the memory that matters are copied: milliseconds,
     measured and printed. It never runs any code of diagtool, and it runs on whatever happens here, a
-    kill -9 of diagtool included. You must be its owner or root; `diagtool doctor PID` says what is
-    missing.
+    kill -9 of diagtool included. With --heap a large process makes a frozen copy of itself, by one system
+    call that is injected; --clone never forbids that.
+
+    You must be its owner or root; `diagtool doctor PID` says what is missing.
 
     FILE.diag is readable by you only. It holds names, paths and simple values of the process, no memory
     contents.
@@ -61,7 +71,7 @@ def command(
         raise click.UsageError(f"{target} is a snapshot already.")
     # Before the stop: no process is stopped for a file that then can't be written.
     store.check_writable(output or Path("x"))
-    snap = resolve(target, exe=exe, sysroot=sysroot, output=output, heap=heap).snapshot
+    snap = resolve(target, exe=exe, sysroot=sysroot, output=output, heap=heap, clone=clone).snapshot
     path = output or _free_name(snap)
     store.save(snap, path)
     if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from diagtool.api import kind_of, snapshot
 from diagtool.cli.progress import progress
 from diagtool.report.sources import Sources
 from diagtool.snapshot.model import Snapshot
+
+if TYPE_CHECKING:
+    from diagtool.capture.image import CloneMode
 
 _DOING = {"live": "reading process", "core": "reading core", "store": "reading"}
 
@@ -32,6 +36,7 @@ def resolve(
     output: Path | None = None,
     heap: bool = False,
     why: str | None = None,
+    clone: CloneMode | None = None,
 ) -> Resolved:
     """The snapshot of what ``text`` names, with ``heap`` its objects counted, with ``why`` who keeps some.
 
@@ -42,7 +47,7 @@ def resolve(
     if kind != "live" and output is not None and _is_same(text, output):
         raise click.UsageError(f"{output} is the file to be read. Name another one with -o.")
     with progress(f"{_DOING[kind]} {text}"):
-        snap = snapshot(text, exe=exe, sysroot=sysroot, heap=heap, why=why)
+        snap = snapshot(text, exe=exe, sysroot=sysroot, heap=heap, why=why, clone=clone)
     root = sysroot
     if root is None and kind == "live":
         root = f"/proc/{int(text)}/root"  # a target in another mount namespace has its sources there
