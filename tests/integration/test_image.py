@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
+import resource
 import signal
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -234,6 +237,46 @@ def test_what_the_kernel_refuses_is_read_in_place(
         assert all(thread.registers for thread in capture.threads)
     assert lives(target)
     assert children(target.pid) == []
+
+
+def filtering(result: int) -> Callable[[], None]:
+    """What makes the child have a seccomp filter that answers clone() with ``result``."""
+
+    def before() -> None:
+        libc = ctypes.CDLL(None)
+        code = [(0x20, 0, 0, 0), (0x15, 0, 1, inject.CLONE), (6, 0, 0, result), (6, 0, 0, 0x7FFF0000)]
+        program = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *i) for i in code))
+        libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+        known = ctypes.create_string_buffer(struct.pack("<H6xQ", len(code), ctypes.addressof(program)))
+        assert libc.prctl(22, 2, known, 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+
+    return before
+
+
+def few_processes() -> None:
+    os.setgid(65534)
+    os.setuid(65534)
+    resource.setrlimit(resource.RLIMIT_NPROC, (3, 3))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize(
+    ("before", "why"),
+    [
+        (filtering(0x00050001), "seccomp forbids"),  # SECCOMP_RET_ERRNO
+        (filtering(0x00030000), "seccomp forbids"),  # SECCOMP_RET_TRAP
+        (filtering(0x80000000), "seccomp forbids"),  # SECCOMP_RET_KILL_PROCESS
+        (few_processes, "no more processes"),
+    ],
+)
+def test_a_process_that_may_not_clone_is_read_in_place(before: Callable[[], None], why: str) -> None:
+    with native.started(native.built("images"), before=before) as program:
+        with capture_live(program.pid, clone="auto", image_from=0) as capture:
+            assert not capture.image
+            assert any(why in warning for warning in capture.warnings)
+            assert all(thread.registers for thread in capture.threads)
+        assert lives(program)
+        assert children(program.pid) == []
 
 
 def test_a_small_process_is_copied_and_a_large_one_is_not() -> None:

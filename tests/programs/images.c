@@ -12,17 +12,35 @@
 
 static volatile long rounds, wrong, early;
 
+static volatile double seed = 1.0001; /* volatile: or the compiler takes the work out of the loop */
+
+typedef double wide __attribute__((vector_size(32)));
+
+/* Values live in vector registers all the time, in 256 bits where there is AVX. */
+#define SUM                                                             \
+    wide a = {1, 2, 3, 4}, b = {5, 6, 7, 8};                            \
+    a *= seed;                                                          \
+    b *= seed;                                                          \
+    for (int n = 0; n < 200000; n++) {                                  \
+        a = a * 0.999 + b * 0.25;                                       \
+        b = b * 0.99 + n * 0.001;                                       \
+    }                                                                   \
+    a += b;                                                             \
+    return a[0] + a[1] + a[2] + a[3];
+
+__attribute__((noinline, target("avx"))) static double sum_avx(void)
+{
+    SUM
+}
+
+__attribute__((noinline)) static double sum_sse(void)
+{
+    SUM
+}
+
 static double sum(void)
 {
-    double total = 0, parts[16];
-    for (int i = 0; i < 16; i++)
-        parts[i] = i * 1.0001;
-    for (int n = 0; n < 20000; n++)
-        for (int i = 0; i < 16; i++)
-            parts[i] = parts[i] * 0.999 + n * 0.25;
-    for (int i = 0; i < 16; i++)
-        total += parts[i];
-    return total;
+    return __builtin_cpu_supports("avx") ? sum_avx() : sum_sse();
 }
 
 static void *work(void *unused)
