@@ -69,6 +69,8 @@ def test_single_reads_gathers_and_scans_agree(limit: int) -> None:
     seen = {int(a): w for a, w in memory.blocks(step=7 * PAGE)}
     assert sum(w.nbytes for w in seen.values()) == 300 * PAGE
     assert all((w == (np.arange(a - BASE, a - BASE + w.nbytes, 8) // PAGE)).all() for a, w in seen.items())
+    kept = [words for _, words in memory.blocks(step=5 * PAGE)]  # whoever keeps blocks has them as they were
+    assert [int(words[0]) for words in kept] == [*range(0, 100, 5), *range(200, 400, 5)]
     whole = memory.read(BASE + 210 * PAGE + 4088, 16)
     assert whole == (210).to_bytes(8, "little") + (211).to_bytes(8, "little")
 

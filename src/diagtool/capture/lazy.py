@@ -7,6 +7,7 @@ read stays in it up to a limit, and then all of it is given back and comes again
 from __future__ import annotations
 
 import mmap
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = ["LazyBuffer"]
 
 _SHIFT = 12  # PAGE is 1 << 12
 _AHEAD = 16  # pages that a single read brings along, aligned
+_SCRATCH = 3  # arrays kept for blocks
 _MAP_NORESERVE = 0x4000  # include/uapi/asm-generic/mman.h
 _SPARSE = 64  # fewer values than a page in so many: sort their pages, instead of marking them
 
@@ -52,6 +54,7 @@ class LazyBuffer:
         self._there = np.zeros(self.size >> _SHIFT, dtype=np.bool_)
         self._lost = np.zeros(self.size >> _SHIFT, dtype=np.bool_)
         self._filled = 0
+        self._scratch: list[NDArray[np.uint8]] = []
         #: Pages that could not be read: the process is gone, or its memory was taken away.
         self.failed = 0
 
@@ -91,20 +94,36 @@ class LazyBuffer:
 
     def block(self, offset: int, size: int) -> NDArray[np.uint8]:
         """A range as an array of its own, read past the buffer: for scans. What can't be read is zero."""
-        out = np.zeros(size, dtype=np.uint8)
-        ends = self._ends(offset, size)
         cursor, vectors = offset, []
-        for end in ends:
+        for end in self._ends(offset, size):
             vectors.append((self._address(cursor), end - cursor))
             cursor = end
-        done = 0
-        base = int(out.ctypes.data)
+        out = self._scratch_of(size)
+        if not self._copied(vectors, out):
+            out[:] = 0
+            self._copied(vectors, out)
+        return out
+
+    # The array of an earlier block that nobody has a view of any more: new memory costs a fault for each
+    # page, which is six times as much as the copy itself. A loop has a view of the last one.
+    def _scratch_of(self, size: int) -> NDArray[np.uint8]:
+        for number in range(len(self._scratch)):
+            if len(self._scratch[number]) >= size and sys.getrefcount(self._scratch[number]) <= 2:
+                return self._scratch[number][:size]
+        fresh = np.empty(size, dtype=np.uint8)
+        self._scratch = [fresh, *self._scratch[: _SCRATCH - 1]]
+        return fresh[:size]
+
+    def _copied(self, vectors: list[tuple[int, int]], out: NDArray[np.uint8]) -> bool:
+        done, whole = int(out.ctypes.data), True
         for first in range(0, len(vectors), 1024):
             part = np.array(vectors[first : first + 1024], dtype=np.uint64)
-            with suppress(OSError):
-                self._reader.read(part, base + done)
+            try:
+                whole = not self._reader.read(part, done) and whole
+            except OSError:
+                whole = False
             done += int(part[:, 1].sum())
-        return out
+        return whole
 
     def release(self) -> None:
         """Give all pages back. They come again when they are needed."""
