@@ -29,9 +29,11 @@ from fixture_programs import interpreters
 PROGRAM = """
 import ctypes, json, os, select, sys, threading, time
 tids, ready = {}, threading.Barrier(4)
+left, entered = os.pipe()
 def run(name, wait):
     tids[name] = threading.get_native_id()
     ready.wait()
+    os.write(entered, b"!")
     wait()
 lock = threading.Lock()
 lock.acquire()
@@ -42,6 +44,8 @@ for name, wait in (
     threading.Thread(target=run, args=(name, wait), daemon=True).start()
 pattern = bytearray(i * i % 251 for i in range(1 << 20))
 ready.wait()
+for _ in range(3):  # whoever is still on the way out of the barrier waits in a futex, too
+    os.read(left, 1)
 tids["main"] = threading.get_native_id()
 runtime = ctypes.addressof(ctypes.c_char.in_dll(ctypes.pythonapi, "_PyRuntime"))
 data = ctypes.addressof((ctypes.c_char * len(pattern)).from_buffer(pattern))
@@ -90,7 +94,7 @@ def dumped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dumped]:
         truth = json.loads(process.stdout.readline())
         pid = truth["pid"]
         resource.prlimit(pid, resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        # The main thread first: once it polls, nobody waits for the barrier any more.
+        # The main thread first: once it polls, everybody has left the barrier.
         names = sorted(truth["tids"], key=lambda name: name != "main")
         syscalls = {truth["tids"][n]: blocked_in(pid, truth["tids"][n], BLOCKED[n]) for n in names}
         maps, constants = mapped(pid)
@@ -112,8 +116,11 @@ def blocked_in(pid: int, tid: int, number: int) -> list[int]:
     while True:
         with open(f"/proc/{pid}/task/{tid}/syscall") as f:
             words = f.read().split()
-        # Whoever waits for the interpreter lock is in a futex, too, but with a time limit.
-        if words[0] == str(number) and (number != BLOCKED["lock"] or int(words[4], 16) == 0):
+        # Who waits for the interpreter lock is in a futex, too: with a time limit, or for the mutex around it
+        wait_bitset = 9
+        if words[0] == str(number) and (
+            number != BLOCKED["lock"] or (int(words[4], 16) == 0 and int(words[2], 16) & 127 == wait_bitset)
+        ):
             return [int(words[0]), *(int(w, 16) for w in words[1:])]
 
 
