@@ -1,13 +1,13 @@
 """Find the CPython interpreters of this machine, and fetch those that the tests need and the machine lacks.
 
-Usage: fetch_interpreters.py [--list] [--all] [--free-threaded] [--headers] [--update]
+Usage: fetch_interpreters.py [--list] [--all] [--free-threaded [3.X ...]] [--headers] [--update]
 
 Looked for: python3.9 to python3.15 on PATH and in pyenv's versions. What is missing comes from Debian
 packages of a suite that has it, unpacked together with their C library into folders under
 .cache/interpreters/ and run there with chroot; nothing is installed, and apt works on its own lists under
 .cache/apt. One debug build always comes that way. ``--all`` unpacks every version and every debug build,
-whatever else the machine has; ``--free-threaded`` builds one from Debian's source package, as no suite has it
-(gcc, make, some minutes); ``--headers`` unpacks the headers of every release that any suite has, for
+whatever else the machine has; ``--free-threaded`` builds 3.13t, 3.14t and 3.15t (or those that are named) from
+Debian's source packages, as no suite has them (gcc, make, some minutes for each); ``--headers`` unpacks the headers of every release that any suite has, for
 tools/layouts/generate.py.
 
 Writes .cache/interpreters/index.json:
@@ -57,8 +57,8 @@ SUITES = {
 #: Debug builds are large (80 MB each): one comes always, the others with --all.
 DEBUG_BUILDS = ["3.11"]
 
-#: The version and suite to build a free-threaded interpreter from.
-FREE_THREADED = ("3.13", "trixie")
+#: What free-threaded interpreters are built from: version, and the suite whose source package has it.
+FREE_THREADED = {"3.13": "trixie", "3.14": "forky", "3.15": "forky"}
 
 #: What a root folder needs besides the packages: device nodes as (major, minor), and folders.
 DEVICES = {"null": (1, 3), "zero": (1, 5), "random": (1, 8), "urandom": (1, 9)}
@@ -241,9 +241,9 @@ def fetch(version: str, apt: Apt, *, release: bool, debug: bool) -> None:
     raise reason
 
 
-def build_free_threaded() -> None:
+def build_free_threaded(version: str) -> None:
     """Build a free-threaded interpreter into .cache/interpreters/built-3.Xt; complete or not at all."""
-    version, suite = FREE_THREADED
+    suite = FREE_THREADED[version]
     prefix = HOME / f"built-{version}t"
     if (prefix / f"bin/python{version}t").exists():
         return
@@ -257,7 +257,7 @@ def build_free_threaded() -> None:
         subprocess.run(["tar", "-xf", str(archive)], cwd=folder, check=True)
         tree = next(p for p in folder.iterdir() if p.is_dir())
         configure = ["./configure", "-q", f"--prefix={prefix}", "--disable-gil", "--disable-test-modules"]
-        make = ["make", "-s", f"-j{os.cpu_count() or 1}"]
+        make = ["nice", "make", "-s", f"-j{os.cpu_count() or 1}"]
         for command in ([*configure, "CFLAGS=-O1"], make, [*make, "altinstall"]):
             done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
             if done.returncode:
@@ -322,7 +322,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--list", action="store_true", help="fetch nothing, say what is there")
     parser.add_argument("--all", action="store_true", help="unpack every version and debug build of Debian's")
-    parser.add_argument("--free-threaded", action="store_true", help="build a free-threaded interpreter")
+    parser.add_argument(
+        "--free-threaded", nargs="*", metavar="3.X", help="build free-threaded interpreters: those named, or all"
+    )
     parser.add_argument("--headers", action="store_true", help="also fetch headers for the layout generator")
     parser.add_argument("--update", action="store_true", help="forget what was unpacked and fetch it again")
     args = parser.parse_args()
@@ -335,11 +337,11 @@ def main() -> int:
         missing = fetch_missing(found, args.all)
         if args.headers:
             fetch_headers()
-        if args.free_threaded:
+        for version in [] if args.free_threaded is None else args.free_threaded or FREE_THREADED:
             try:
-                build_free_threaded()
-            except (FetchError, OSError, subprocess.SubprocessError) as error:
-                print(f"free-threaded: {error}", file=sys.stderr)
+                build_free_threaded(version)
+            except (FetchError, OSError, KeyError, subprocess.SubprocessError) as error:
+                print(f"free-threaded {version}: {error}", file=sys.stderr)
         found = survey()
     lacking = [v for v in MINORS if v not in {i.version for i in found if i.flavour == "release"}]
     reasons = {m["version"]: m["why"] for m in missing}

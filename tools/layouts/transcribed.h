@@ -182,6 +182,27 @@ typedef struct {
     vectorcallfunc vectorcall;
 } partialobject;
 
+typedef struct transcribed_lru_elem {
+    PyObject_HEAD struct transcribed_lru_elem *prev, *next; /* borrowed */
+    Py_hash_t hash;
+    PyObject *key, *result;
+} lru_list_elem;
+
+typedef struct {
+    lru_list_elem root;
+    ternaryfunc wrapper;
+    int typed;
+    PyObject *cache;
+    Py_ssize_t hits;
+    PyObject *func;
+    Py_ssize_t maxsize, misses;
+#if HEX >= 0x030a0000
+    PyObject *kwd_mark; /* 3.10: in the module's state before (bpo-40077) */
+    PyTypeObject *lru_list_elem_type;
+#endif
+    PyObject *cache_info_type, *dict, *weakreflist;
+} lru_cache_object;
+
 /* ---- Modules/_threadmodule.c -------------------------------------------------------------------------- */
 
 #if HEX < 0x030d01f0
@@ -323,6 +344,15 @@ typedef struct {
     PyObject_HEAD PyWrapperDescrObject *descr;
     PyObject *self;
 } wrapperobject;
+
+/* ---- Modules/atexitmodule.c --------------------------------------------------------------------------- */
+
+#if HEX < 0x030a0000
+typedef struct { /* 3.9; the interpreter's from 3.10 on (bpo-42639) */
+    void **atexit_callbacks;
+    int ncallbacks, callback_len;
+} atexitmodule_state;
+#endif
 
 /* ---- Python/hamt.c ------------------------------------------------------------------------------------ */
 

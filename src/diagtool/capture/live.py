@@ -230,7 +230,9 @@ def _prepare(
     if capacity < max_copy:
         warnings.append(f"little memory is free here: at most {capacity >> 20} MiB are copied in the stop")
     skipped = big_buffers(order.outside_heap(), residency, reader)
-    layout = plan.choose(order, residency, [], capacity, asked, skipped)
+    # With a stack pointer that is as good as any: what is first done in the stop takes ten times as long.
+    pointers = [m.end - PAGE for m in order.mappings if m.path == "[stack]"]
+    layout = plan.choose(order, residency, pointers, capacity, asked, skipped)
     stacks = min(threads * plan.STACK_COPY, _STACK_ROOM)
     size = min(capacity, layout.size + layout.size // 4 + stacks + _SLACK)
     buffer = _buffer(size)

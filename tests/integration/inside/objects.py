@@ -41,6 +41,7 @@ def check_sizes():
         (collections.OrderedDict, "PyODictObject"),
         (collections.deque, "dequeobject"),
         (functools.partial, "partialobject"),
+        (type(functools.lru_cache(abs)), "lru_cache_object"),
         (weakref.ref, "PyWeakReference"),
         (contextvars.Context, "PyContext"),
         (contextvars.ContextVar, "PyContextVar"),
@@ -230,6 +231,20 @@ def check_dicts():
     check(id(reference), "PyWeakReference.wr_callback", str)
 
 
+def check_caches():
+    cache = functools.lru_cache(maxsize=77)(abs)
+    results = [cache(n) for n in (1000.5, 2000.5, 1000.5, 3000.5, 1000.5, 2000.5)]
+    for field, value in [("hits", 3), ("misses", 3), ("maxsize", 77), ("func", abs), ("dict", cache.__dict__)]:
+        check(id(cache), "lru_cache_object." + field, value)
+    note("lru_cache_object.root", TABLE["lru_cache_object.root"], 0)
+    table = at(id(cache), "lru_cache_object.cache")
+    note("lru_cache_object.cache", read(table + TABLE["PyDictObject.ma_used"]), 3)
+    least_used = at(id(cache), "lru_list_elem.next")
+    check(least_used, "lru_list_elem.result", results[3])
+    check(least_used, "lru_list_elem.prev", id(cache))
+    note("lru_list_elem.key", read(at(least_used, "lru_list_elem.key") + TABLE["PyVarObject.ob_size"]), 1)
+
+
 def check_callables():
     captured = object()
 
@@ -288,4 +303,5 @@ check_strings()
 check_numbers()
 check_sequences()
 check_dicts()
+check_caches()
 check_callables()

@@ -38,7 +38,7 @@ def _objects(
 ) -> Found:
     """The objects in pools ``rows``, all of the same size of blocks, in 64-bit ``words``."""
     per_pool = (pools.size - pools.header) // (8 * words)
-    blocks = _blocks(ctx, pools, rows, words, per_pool)
+    blocks = read_blocks(ctx, pools, rows, words, per_pool)
     used = np.arange(per_pool)[None, :] < pools.handed_out[rows][:, None]
     _clear_free(pools, rows, used)
     at = np.flatnonzero(used.reshape(-1))
@@ -65,7 +65,7 @@ def _objects(
     return together(out)
 
 
-def _blocks(ctx: Context, pools: Pools, rows: NDArray[np.intp], words: int, per_pool: int) -> U64:
+def read_blocks(ctx: Context, pools: Pools, rows: NDArray[np.intp], words: int, per_pool: int) -> U64:
     """All blocks of pools as rows of words; 0 where no block was ever in use, or memory is missing."""
     pages = pools.size // PAGE
     starts = pools.address[rows][:, None] + (np.arange(pages) * PAGE).astype(np.uint64)[None, :]

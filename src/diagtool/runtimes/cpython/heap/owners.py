@@ -64,8 +64,9 @@ class Owners:
         #: What is smaller lies in pools, if there are any.
         self._least = SMALL + 1 if len(census.pools.address) else 1
         sizer = Sizer(ctx, census.types)
-        self._large = self._own_blocks(sizer)
-        self._buffers = self._owned(sizer)
+        #: Outside of pools: the own blocks of objects, and the tables of lists, dicts, sets and deques.
+        self.large = self._own_blocks(sizer)
+        self.tables = self._owned(sizer)
 
     def kind(self, addresses: U64) -> NDArray[np.int32]:
         """Numbers of the types of objects; -1 for what is none."""
@@ -81,8 +82,8 @@ class Owners:
         kept for the next one.
         """
         unused = np.zeros(len(words), np.bool_)
-        holder = self._buffers.find(words)
-        holder = np.where(holder != 0, holder, self._large.find(words))
+        holder = self.tables.find(words)
+        holder = np.where(holder != 0, holder, self.large.find(words))
         bare = np.zeros(len(words), np.uint64)
         pools = self.census.pools
         if len(pools.address):
