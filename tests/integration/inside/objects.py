@@ -234,7 +234,13 @@ def check_dicts():
 def check_caches():
     cache = functools.lru_cache(maxsize=77)(abs)
     results = [cache(n) for n in (1000.5, 2000.5, 1000.5, 3000.5, 1000.5, 2000.5)]
-    for field, value in [("hits", 3), ("misses", 3), ("maxsize", 77), ("func", abs), ("dict", cache.__dict__)]:
+    for field, value in [
+        ("hits", 3),
+        ("misses", 3),
+        ("maxsize", 77),
+        ("func", abs),
+        ("dict", cache.__dict__),
+    ]:
         check(id(cache), "lru_cache_object." + field, value)
     note("lru_cache_object.root", TABLE["lru_cache_object.root"], 0)
     table = at(id(cache), "lru_cache_object.cache")
