@@ -6,9 +6,9 @@ Looked for: python3.9 to python3.15 on PATH and in pyenv's versions. What is mis
 packages of a suite that has it, unpacked together with their C library into folders under
 .cache/interpreters/ and run there with chroot; nothing is installed, and apt works on its own lists under
 .cache/apt. One debug build always comes that way. ``--all`` unpacks every version and every debug build,
-whatever else the machine has; ``--free-threaded`` builds 3.13t, 3.14t and 3.15t (or those that are named) from
-Debian's source packages, as no suite has them (gcc, make, some minutes for each); ``--headers`` unpacks the headers of every release that any suite has, for
-tools/layouts/generate.py.
+whatever else the machine has; ``--free-threaded`` builds 3.13t, 3.14t and 3.15t, or those named, from
+Debian's source packages, as no suite has them (gcc, make, some minutes for each); ``--headers`` unpacks the
+headers of every release that any suite has, for tools/layouts/generate.py.
 
 Writes .cache/interpreters/index.json:
 
@@ -323,7 +323,10 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="fetch nothing, say what is there")
     parser.add_argument("--all", action="store_true", help="unpack every version and debug build of Debian's")
     parser.add_argument(
-        "--free-threaded", nargs="*", metavar="3.X", help="build free-threaded interpreters: those named, or all"
+        "--free-threaded",
+        nargs="*",
+        metavar="3.X",
+        help="build free-threaded interpreters: those named, or all",
     )
     parser.add_argument("--headers", action="store_true", help="also fetch headers for the layout generator")
     parser.add_argument("--update", action="store_true", help="forget what was unpacked and fetch it again")
