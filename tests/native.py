@@ -106,3 +106,13 @@ def wait_until(true: Callable[[], bool], what: str) -> None:
     while not true():
         assert time.monotonic() < end, f"not within ten seconds: {what}"
         os.sched_yield()
+
+
+def ended_waits(program: Program) -> dict[str, list[int]]:
+    """What the program "waits" counted: kind of wait -> [ended in time, ended early, failed]."""
+    program.say()
+    out = {}
+    while (line := program.line()) != ".":
+        kind, *numbers = line.split()
+        out[kind] = [int(n) for n in numbers]
+    return out

@@ -187,19 +187,12 @@ def test_the_image_is_that_instant_and_goes_at_the_end(target: native.Program) -
 def test_waits_with_a_time_limit_keep_it() -> None:
     """The same promise as for any stop: interrupted calls go on with what is left of their time."""
     with native.started(native.built("waits")) as program:
-
-        def counts() -> dict[str, list[int]]:
-            program.say()
-            out = {}
-            while (line := program.line()) != ".":
-                kind, *numbers = line.split()
-                out[kind] = [int(n) for n in numbers]
-            return out
-
         for _ in range(20):
             capture_live(program.pid, clone="always").close()
-        native.wait_until(lambda: all(n[0] >= 5 for n in counts().values()), "each wait ended five times")
-        assert {kind: n[1:] for kind, n in counts().items() if kind != "epoll"} == {
+        native.wait_until(
+            lambda: all(n[0] >= 5 for n in native.ended_waits(program).values()), "each wait ended five times"
+        )
+        assert {kind: n[1:] for kind, n in native.ended_waits(program).items() if kind != "epoll"} == {
             kind: [0, 0] for kind in ("nanosleep", "poll", "select", "futex")
         }
 

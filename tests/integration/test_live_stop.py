@@ -374,19 +374,12 @@ def test_a_target_that_is_killed_in_the_stop_is_gone(target: native.Program) -> 
 def test_waits_with_a_time_limit_keep_it() -> None:
     """Interrupted calls are restarted with what is left; epoll_wait alone says EINTR, as signal(7) has it."""
     with native.started(native.built("waits")) as program:
-
-        def counts() -> dict[str, list[int]]:
-            program.say()
-            out = {}
-            while (line := program.line()) != ".":
-                kind, *numbers = line.split()
-                out[kind] = [int(n) for n in numbers]
-            return out
-
         for _ in range(60):
             capture_live(program.pid).close()
-        native.wait_until(lambda: all(n[0] >= 5 for n in counts().values()), "each wait ended five times")
-        found = counts()
+        native.wait_until(
+            lambda: all(n[0] >= 5 for n in native.ended_waits(program).values()), "each wait ended five times"
+        )
+        found = native.ended_waits(program)
         assert {kind: n[1:] for kind, n in found.items() if kind != "epoll"} == {
             kind: [0, 0] for kind in ("nanosleep", "poll", "select", "futex")
         }

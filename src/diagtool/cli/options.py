@@ -94,7 +94,10 @@ def all_option(help: str) -> Callable[[_F], _F]:
 def verbose_option(command: _F) -> _F:
     """-v."""
     return click.option(
-        "-v", "--verbose", is_flag=True, help="Every frame with its whole path, every reason and warning."
+        "-v",
+        "--verbose",
+        is_flag=True,
+        help="Stacks whole (to 1,000 frames), with paths; every reason and warning.",
     )(command)
 
 

@@ -63,6 +63,7 @@ def command(
         3   the target could not be read, or FILE not be written
     """
     from diagtool.api import kind_of
+    from diagtool.cli.output import print_text
     from diagtool.cli.target import resolve
     from diagtool.report import json as documents
     from diagtool.snapshot import store
@@ -75,7 +76,7 @@ def command(
     path = output or _free_name(snap)
     store.save(snap, path)
     if as_json:
-        click.echo(documents.dumps(documents.snapshot(snap, str(path))), nl=False)
+        print_text(documents.dumps(documents.snapshot(snap, str(path))), None)
     else:
         _tell(snap, path)
     return 0

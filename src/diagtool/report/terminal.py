@@ -29,7 +29,7 @@ MAX_FINDINGS = 50
 
 #: Frames of one stack that are shown: a recursion of 20,000 frames fits on the screen, too.
 MAX_FRAMES = 12
-MAX_FRAMES_VERBOSE = 100
+MAX_FRAMES_VERBOSE = 1000
 
 #: Library frames shown for a stack that has no others.
 _LIBRARY_FRAMES = 3
