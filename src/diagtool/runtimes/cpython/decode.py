@@ -11,6 +11,7 @@ from diagtool.capture.model import Capture
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.frames.codes import Codes
 from diagtool.runtimes.cpython.greenlets.decode import add_greenlets
+from diagtool.runtimes.cpython.heap.details import add_details
 from diagtool.runtimes.cpython.heap.tables import add_heap, add_why
 from diagtool.runtimes.cpython.liveness.holders import hold_stacks
 from diagtool.runtimes.cpython.liveness.waiters import judge_exclusive
@@ -61,6 +62,8 @@ def _decode(capture: Capture, heap: bool, why: str | None) -> Snapshot:
     add_greenlets(ctx, interpreters)
     timeouts = ctx.builder.snapshot.tables.setdefault("timeouts", [])
     timeouts += [{"stack": t.row, "left": round(t.time_left, 3)} for t in threads if t.time_left is not None]
+    if census is not None and heap:
+        add_details(ctx, census, interpreters)
     if census is not None and why is not None:
         add_why(ctx, census, interpreters, tasks.tasks.address, why)
     stuck = judge_exclusive(ctx, tasks, threads)
