@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diagtool.capture.memory import PAGE, U64, Bytes
+from diagtool.capture.memory import PAGE, U64, Bytes, Mask
 from diagtool.capture.model import Capture, Mapping
 from diagtool.capture.vmread import IOV_MAX, MemoryReader
 
@@ -49,8 +49,16 @@ class LateReader:
             got, data = np.concatenate([got, more]), np.concatenate([data, added])
         changing = {page for page, mapping in late if mapping.writable}
         changing |= {page for page, m in frozen if m.writable and m.permissions.endswith("s")}
-        self._capture.late_pages += len(changing.intersection(got.tolist()))
+        self._capture.late_pages += len(changing.intersection(got[self._written(got, data)].tolist()))
         return got, data
+
+    # What was not copied in the stop, and was not left out for want of room, was not there: a page that nobody
+    # had written to. As long as it is zero nobody has.
+    def _written(self, pages: U64, data: Bytes) -> Mask:
+        written: Mask = np.asarray(data.any(axis=1))
+        for low, high in self._capture.left_out:
+            written |= (pages >= np.uint64(low)) & (pages < np.uint64(high))
+        return written
 
 
 def _holding(mappings: Sequence[Mapping], starts: Sequence[int], address: int) -> Mapping | None:

@@ -99,7 +99,17 @@ def _batches(ranges: Ranges, size: int) -> list[U64]:
     return [joined[i : i + _BATCH] for i in range(0, len(joined), _BATCH)]
 
 
-def _headers(ctx: Context, pools: U64, size: int, header: int) -> U64:
+def empty_pools(ctx: Context, ranges: Ranges) -> U64:
+    """Addresses of pools in ``ranges`` that had blocks in use once and have none now, sorted."""
+    lay = ctx.runtime.layout
+    size, header = lay["const.POOL_SIZE"], lay["const.POOL_OVERHEAD"]
+    parts: list[U64] = [np.zeros(0, np.uint64)]
+    if not ctx.runtime.free_threaded:
+        parts += [_headers(ctx, batch, size, header, empty=True)[:, 0] for batch in _batches(ranges, size)]
+    return np.concatenate(parts)
+
+
+def _headers(ctx: Context, pools: U64, size: int, header: int, empty: bool = False) -> U64:
     """Rows (address, block size, blocks handed out, blocks in use, first free) of what is a used pool."""
     lay = ctx.runtime.layout
     data, ok = ctx.capture.memory.load_block(pools, lay["sizeof.pool_header"])
@@ -116,7 +126,7 @@ def _headers(ctx: Context, pools: U64, size: int, header: int) -> U64:
     good &= (following > header) & (following <= size)
     block = np.where(good, block, 16)
     handed_out = (following - header) // block
-    good &= (handed_out * block + header == following) & (used > 0) & (used <= handed_out)
+    good &= (handed_out * block + header == following) & (used <= handed_out) & ((used == 0) == empty)
     good &= field("arenaindex") < _MAX_ARENAS
     first = field("freeblock", "<u8").astype(np.uint64)
     rows: U64 = np.stack(
