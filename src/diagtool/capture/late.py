@@ -9,6 +9,7 @@ import numpy as np
 
 from diagtool.capture.memory import PAGE, U64, Bytes, Mask
 from diagtool.capture.model import Capture, Mapping
+from diagtool.capture.plan import RED_ZONE
 from diagtool.capture.vmread import IOV_MAX, MemoryReader
 
 __all__ = ["LateReader"]
@@ -52,13 +53,24 @@ class LateReader:
         self._capture.late_pages += len(changing.intersection(got[self._written(got, data)].tolist()))
         return got, data
 
-    # What was not copied in the stop, and was not left out for want of room, was not there: a page that nobody
-    # had written to. As long as it is zero nobody has.
+    # What was not copied in the stop, and was not left out for want of room, was not there: a page nobody had
+    # written to. As long as it is zero nobody has. And what a stack has below its pointer nobody reads.
     def _written(self, pages: U64, data: Bytes) -> Mask:
         written: Mask = np.asarray(data.any(axis=1))
+        for low, high in self._dead_stack():
+            written &= (pages < np.uint64(low)) | (pages >= np.uint64(high))
         for low, high in self._capture.left_out:
             written |= (pages >= np.uint64(low)) & (pages < np.uint64(high))
         return written
+
+    def _dead_stack(self) -> list[tuple[int, int]]:
+        pointers = [t.registers.get("rsp", 0) for t in self._capture.threads]
+        dead = []
+        for m in self._mappings:
+            within = [p for p in pointers if m.start <= p < m.end] if m.path == "[stack]" else []
+            if within:
+                dead.append((m.start, min(within) - RED_ZONE & -PAGE))
+        return dead
 
 
 def _holding(mappings: Sequence[Mapping], starts: Sequence[int], address: int) -> Mapping | None:
