@@ -93,23 +93,26 @@ def snapshot(
     sysroot: str | os.PathLike[str] | None = None,
     heap: bool = False,
     why: str | None = None,
+    native: bool | None = None,
     clone: CloneMode | None = None,
 ) -> Snapshot:
     """The decoded state of a process (pid), a core or a .diag file (path).
 
     ``heap`` counts all objects of a process or core by type, too (``Snapshot.tables["heap_types"]``);
     ``why``, the name of a type or the address of an object in hex, finds out who keeps it (``"heap_ways"``).
+    ``native`` reads the heap of the C library (``"native_heap"`` and others); without it as ``heap`` says.
     ``clone``: see :func:`capture`; without it "auto" where the heap is looked at, else "never".
     Raises TargetError (``diagtool.capture.errors``), or StoreError for a .diag file.
     """
     if kind_of(target) == "store":
         return store.load(os.fspath(target))  # type: ignore[arg-type]  # an int is live
-    from diagtool.runtimes.cpython import decode
+    from diagtool.runtimes.decode import decode
 
-    mode = clone or ("auto" if heap or why is not None else "never")
+    native = heap if native is None else native
+    mode = clone or ("auto" if heap or native or why is not None else "never")
     with capture(target, exe=exe, sysroot=sysroot, clone=mode) as captured:
         try:
-            return decode(captured, heap=heap, why=why)
+            return decode(captured, heap=heap, why=why, native=native)
         except TargetError as error:
             # What was missing when it was opened, a core cut off, say, is most likely why.
             if captured.warnings:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--limit", type=click.IntRange(min=1), metavar="N", help="Show N types; default: 30 (JSON: all)."
 )
+@click.option("--native", is_flag=True, help="Show the heap of the C library, in place of the objects.")
 @clone_option("auto")
 @format_option("terminal", "json")
 @output_option("Write to FILE instead of the standard output.")
@@ -39,6 +40,7 @@ def command(
     pattern: str | None,
     why: str | None,
     limit: int | None,
+    native: bool,
     clone: CloneMode | None,
     output_format: str,
     output: Path | None,
@@ -57,6 +59,9 @@ def command(
     task, or C. Of a type with many objects 200 are looked at, spread over memory. It needs a process or a
     core; keys and items of containers are not shown.
 
+    With --native the blocks of the C library's malloc are shown: used and free by arena and size, and
+    blocks that no pointer of the process leads to any more: leaks of C code. It needs no Python.
+
     A running process is stopped while its memory is copied, and runs on. A large one makes a frozen copy of
     itself instead, by one system call that is injected; --clone never forbids that.
 
@@ -65,6 +70,7 @@ def command(
         diagtool heap 4242
         diagtool heap core.4242 --type 'app.*'
         diagtool heap core.4242 --why app.Image
+        diagtool heap 4242 --native
         diagtool heap FILE.diag --format json
 
     \b
@@ -75,10 +81,24 @@ def command(
     """
     from diagtool.cli.output import print_lines, print_text, width
     from diagtool.cli.target import resolve
-    from diagtool.report import heap, terminal
+    from diagtool.report import heap, nativeheap, terminal
     from diagtool.report import json as documents
 
-    resolved = resolve(target, exe=exe, sysroot=sysroot, output=output, heap=True, why=why, clone=clone)
+    if native:
+        if pattern is not None or why is not None:
+            raise click.UsageError("--native shows blocks of C: they have no --type and no --why.")
+        found = resolve(target, exe=exe, sysroot=sysroot, output=output, native=True, clone=clone)
+        if not nativeheap.has_native(found.snapshot):
+            raise NoNative(target)
+        if output_format == "json":
+            print_text(documents.dumps(documents.heap(found.snapshot, heap.counts(found.snapshot))), output)
+        else:
+            view = terminal.View(width(output), verbose, False, found.sources)
+            print_lines(nativeheap.lines(found.snapshot, limit or nativeheap.LIMIT, view), output)
+        return 0
+    resolved = resolve(
+        target, exe=exe, sysroot=sysroot, output=output, heap=True, why=why, native=False, clone=clone
+    )
     snap = resolved.snapshot
     if not heap.has_census(snap):
         raise NoCensus(target)
@@ -101,6 +121,15 @@ class NoMemory(Exception):
 
     def __init__(self, target: str) -> None:
         super().__init__(f"{target} holds no memory to find out in who keeps an object")
+
+
+class NoNative(Exception):
+    """A snapshot that was taken without reading the native heap."""
+
+    hint = "Take another one with `diagtool snapshot PID --heap`, or name the process or its core."
+
+    def __init__(self, target: str) -> None:
+        super().__init__(f"the native heap was not read when {target} was taken")
 
 
 class NoCensus(Exception):

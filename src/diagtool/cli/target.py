@@ -36,18 +36,19 @@ def resolve(
     output: Path | None = None,
     heap: bool = False,
     why: str | None = None,
+    native: bool | None = None,
     clone: CloneMode | None = None,
 ) -> Resolved:
     """The snapshot of what ``text`` names, with ``heap`` its objects counted, with ``why`` who keeps some.
 
-    Raises TargetError or StoreError.
+    ``native``: with the heap of the C library; without it as ``heap`` says. Raises TargetError or StoreError.
     ``output`` is where the result will be written: never in the place of a core, of which there is one only.
     """
     kind = kind_of(text)
     if kind != "live" and output is not None and _is_same(text, output):
         raise click.UsageError(f"{output} is the file to be read. Name another one with -o.")
     with progress(f"{_DOING[kind]} {text}"):
-        snap = snapshot(text, exe=exe, sysroot=sysroot, heap=heap, why=why, clone=clone)
+        snap = snapshot(text, exe=exe, sysroot=sysroot, heap=heap, why=why, native=native, clone=clone)
     root = sysroot
     if root is None and kind == "live":
         root = f"/proc/{int(text)}/root"  # a target in another mount namespace has its sources there

@@ -16,6 +16,7 @@ from typing import Any
 from diagtool._version import __version__
 from diagtool.leaks.model import Cluster, Finding, Report, WaitingOn
 from diagtool.report.heap import TypeCount, Way
+from diagtool.report.nativeheap import document as native_heap
 from diagtool.report.tree import Node
 from diagtool.snapshot.model import KINDS, Frame, Snapshot, Stack, Target
 
@@ -102,6 +103,7 @@ def heap(snap: Snapshot, rows: Sequence[TypeCount], ways: Sequence[Way] = ()) ->
             }
             for w in ways
         ],
+        "native": native_heap(snap),
         "warnings": list(snap.warnings),
     }
 

@@ -48,7 +48,7 @@ def decode(capture: Capture, *, heap: bool = False, why: str | None = None) -> S
 def _decode(capture: Capture, heap: bool, why: str | None) -> Snapshot:
     runtime = find_runtime(capture)
     objects = Objects(capture.memory, runtime.layout, runtime.version, runtime.free_threaded)
-    target = _target(capture, runtime.flavour)
+    target = describe(capture, runtime.flavour)
     ctx = Context(capture, runtime, objects, Vectors(objects), Codes(objects), SnapshotBuilder(target))
     for warning in capture.warnings:
         ctx.warn(warning)
@@ -77,7 +77,8 @@ def _decode(capture: Capture, heap: bool, why: str | None) -> Snapshot:
     return snapshot
 
 
-def _target(capture: Capture, flavour: str) -> Target:
+def describe(capture: Capture, flavour: str = "") -> Target:
+    """What was looked at, as far as the capture tells it."""
     process = capture.process
     details = {
         "uid": process.uid,
