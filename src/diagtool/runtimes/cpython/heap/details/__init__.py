@@ -11,7 +11,12 @@ from collections.abc import Callable, Sequence
 from diagtool.capture.memory import MemoryFault
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.heap.census import HeapCensus
+from diagtool.runtimes.cpython.heap.details.arrays import add_array_views
 from diagtool.runtimes.cpython.heap.details.caches import add_caches
+from diagtool.runtimes.cpython.heap.details.debugmode import add_debug_mode
+from diagtool.runtimes.cpython.heap.details.exceptions import add_exceptions
+from diagtool.runtimes.cpython.heap.details.registries import add_registries
+from diagtool.runtimes.cpython.heap.details.strings import add_interned
 from diagtool.runtimes.cpython.threads.interpreters import Interpreter
 
 __all__ = ["add_details"]
@@ -19,6 +24,11 @@ __all__ = ["add_details"]
 _Adder = Callable[[Context, HeapCensus, Sequence[Interpreter]], None]
 _ADDERS: dict[str, _Adder] = {
     "caches of functools": add_caches,
+    "registries of callbacks": add_registries,
+    "interned strings": add_interned,
+    "exceptions": add_exceptions,
+    "views of arrays": add_array_views,
+    "asyncio's debug mode": add_debug_mode,
 }
 
 
