@@ -78,6 +78,11 @@ def test_status() -> None:
     assert procfs.innermost_pid({"NSpid": "no"}) is None
 
 
+def test_memory_by_the_kernel_s_names() -> None:
+    status = {"VmRSS": "1024 kB", "RssAnon": "x kB", "VmSwap": "12", "VmHWM": "2048 kB", "Name": "a"}
+    assert procfs.memory_of(status) == {"VmRSS": 1 << 20, "VmHWM": 2 << 20}
+
+
 def test_system_calls() -> None:
     line = b"202 0x7f00 0x189 0x0 0x0 0x0 0xffffffff 0x7ffe 0x7f01\n"
     assert procfs.parse_syscall(line) == (202, (0x7F00, 0x189, 0, 0, 0, 0xFFFFFFFF))

@@ -77,6 +77,8 @@ class ProcessInfo:
     host: str | None = None  # the machine or container that its paths are of
     root: str | None = None  # its root directory, where that is not ours
     children: Children | None = None  # a core does not tell
+    #: Bytes, of /proc/PID/status: VmRSS, VmHWM, RssAnon, RssFile, RssShmem, VmSwap; a core does not tell
+    memory: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -36,6 +36,9 @@ _SECRET_NAME = re.compile(
 )
 _USERINFO = re.compile(r"(://)[^/@\s]+@")
 
+#: Lines of /proc/PID/status (fs/proc/task_mmu.c, task_mem).
+_MEMORY = ("VmRSS", "VmHWM", "RssAnon", "RssFile", "RssShmem", "VmSwap")
+
 
 def read_file(path: str, limit: int = _MAX_FILE) -> bytes:
     """A file of /proc, whole, up to ``limit`` bytes. Raises OSError (ENOENT, ESRCH, EACCES, EPERM …)."""
@@ -270,7 +273,14 @@ def read_process(pid: int) -> ProcessInfo:
         boot_id=boot_id or None,
         host=os.uname().nodename,
         root=_other_root(pid),
+        memory=memory_of(status),
     )
+
+
+def memory_of(status: dict[str, str]) -> dict[str, int]:
+    """Bytes of memory by the names that /proc/PID/status has for them; names it lacks are left out."""
+    values = {name: status.get(name, "").split() for name in _MEMORY}
+    return {n: int(v[0]) << 10 for n, v in values.items() if len(v) == 2 and v[0].isdigit() and v[1] == "kB"}
 
 
 def _namespaces(pid: int) -> dict[str, str]:

@@ -11,6 +11,7 @@ from diagtool.capture.model import Capture
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.frames.codes import Codes
 from diagtool.runtimes.cpython.greenlets.decode import add_greenlets
+from diagtool.runtimes.cpython.heap.bases import add_bases
 from diagtool.runtimes.cpython.heap.details import add_details
 from diagtool.runtimes.cpython.heap.tables import add_heap, add_why
 from diagtool.runtimes.cpython.liveness.holders import hold_stacks
@@ -22,6 +23,7 @@ from diagtool.runtimes.cpython.runtime import find_runtime
 from diagtool.runtimes.cpython.tasks import decode as asyncstacks
 from diagtool.runtimes.cpython.threads.decode import decode_threads
 from diagtool.runtimes.cpython.threads.interpreters import Interpreter, read_interpreters, require_type_names
+from diagtool.runtimes.memory import add_process_memory
 from diagtool.snapshot.model import Snapshot, SnapshotBuilder, Target
 
 _MAX_HELD_THINGS = 10_000  # things whose holders are looked for
@@ -52,6 +54,7 @@ def _decode(capture: Capture, heap: bool, why: str | None) -> Snapshot:
     ctx = Context(capture, runtime, objects, Vectors(objects), Codes(objects), SnapshotBuilder(target))
     for warning in capture.warnings:
         ctx.warn(warning)
+    add_process_memory(capture, ctx.builder.snapshot.tables)
     interpreters = read_interpreters(ctx)
     require_type_names(ctx, interpreters)
     target.runtime = f"cpython {_full_version(ctx, interpreters[0].system if interpreters else 0)}"
@@ -64,6 +67,7 @@ def _decode(capture: Capture, heap: bool, why: str | None) -> Snapshot:
     timeouts += [{"stack": t.row, "left": round(t.time_left, 3)} for t in threads if t.time_left is not None]
     if census is not None and heap:
         add_details(ctx, census, interpreters)
+        add_bases(ctx, census, interpreters, tasks.tasks.address)
     if census is not None and why is not None:
         add_why(ctx, census, interpreters, tasks.tasks.address, why)
     stuck = judge_exclusive(ctx, tasks, threads)

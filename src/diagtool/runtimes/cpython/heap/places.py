@@ -68,6 +68,11 @@ class Places:
         """The dict of a module; a dict is its own."""
         return self._dicts.get(holder, holder)
 
+    @property
+    def roots(self) -> U64:
+        """Sorted addresses of what :meth:`is_root`."""
+        return self._roots
+
     def is_root(self, holders: U64) -> NDArray[np.bool_]:
         """Which objects are roots themselves: modules, their dicts, tasks."""
         return contains(self._roots, holders)

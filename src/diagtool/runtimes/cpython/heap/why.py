@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diagtool.capture.memory import U64, MemoryFault
 from diagtool.runtimes.cpython.context import Context
@@ -21,6 +22,7 @@ from diagtool.runtimes.cpython.heap.owners import Owners
 from diagtool.runtimes.cpython.heap.places import Places
 from diagtool.runtimes.cpython.heap.referrers import Targets, words_that_refer
 from diagtool.runtimes.cpython.heap.steps import Step, in_words, name_in_dict, step_to
+from diagtool.runtimes.cpython.heap.types import kinds_named
 from diagtool.runtimes.cpython.objects.addresssets import contains, without
 from diagtool.runtimes.cpython.threads.interpreters import Interpreter
 
@@ -41,6 +43,7 @@ class Way:
     count: int
     example: int  # address of one of the objects
     steps: list[Step] = field(default_factory=list)
+    rank: int = Places.NATIVE  # how much the root says to a person (Places)
 
 
 @dataclass(slots=True)
@@ -66,6 +69,24 @@ def ask_why(
     search = _Search(ctx, census, owners, places, chosen)
     search.run()
     return Answer(wanted, total, len(chosen), search.ways())
+
+
+def ways_to(
+    ctx: Context,
+    census: HeapCensus,
+    interpreters: Sequence[Interpreter],
+    tasks: U64,
+    objects: U64,
+    levels: int,
+) -> dict[int, Way]:
+    """For each of ``objects`` (sorted addresses) its way from a root, of at most ``levels`` steps if no root
+    in C is nearer. What nothing refers to is left out."""
+    if not len(objects):
+        return {}
+    places = Places(ctx, interpreters, tasks)
+    search = _Search(ctx, census, Owners(ctx, census), places, objects)
+    search.run_pruned(levels)
+    return search.each()
 
 
 def _chosen(ctx: Context, census: HeapCensus, owners: Owners, wanted: str) -> tuple[U64, int]:
@@ -99,9 +120,18 @@ class _Search:
         )
         weak = [i for i, a in enumerate(census.types.address.tolist()) if self._is_weak(a)]
         self._weak = np.array(weak, np.int32)
+        self._code = np.array(kinds_named(ctx, census.types, "code"), np.int32)
         self.seen = chosen
         #: child: (word that refers to it, holder or 0 for a root)
         self.holders: dict[int, list[tuple[int, int]]] = {}
+
+    def _is_cache(self, words: U64, holder: U64, kind: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Words in the bytecode of code objects: caches of specialized instructions, which keep nothing."""
+        first = self.ctx.runtime.layout.get("PyCodeObject.co_code_adaptive")  # 3.11+
+        if first is None:
+            return np.zeros(len(words), np.bool_)
+        cache: NDArray[np.bool_] = np.isin(kind, self._code) & (words >= holder + np.uint64(first))
+        return cache
 
     def _is_weak(self, kind: int) -> bool:
         return any(self.ctx.objects.type_name(t) in _WEAK for t in self.ctx.objects.mro(kind))
@@ -116,6 +146,18 @@ class _Search:
             if self._all_rooted():
                 break
 
+    def run_pruned(self, levels: int) -> None:
+        """The same, but not further from what has a good root: for objects some of which C alone keeps."""
+        frontier, size = self.chosen, np.zeros(len(self.chosen), np.uint64)
+        for _ in range(levels):
+            if not len(frontier) or len(self.seen) > _MAX_NODES:
+                break
+            frontier, size = self._level(frontier, size)
+            best = self._distances(native=False)
+            open_ends = {p for child, refs in self.holders.items() if child not in best for _, p in refs}
+            keep = np.array([node in open_ends for node in frontier.tolist()], np.bool_)
+            frontier, size = frontier[keep], size[keep]
+
     def _level(self, frontier: U64, size: U64) -> tuple[U64, U64]:
         words, which = words_that_refer(self.ctx, self._ranges, Targets(frontier, size))
         holder, bare, unused = self.owners.find(words)
@@ -123,7 +165,7 @@ class _Search:
         keep = ~np.isin(kind, self._weak) | (kind < 0)
         # That an instance keeps its type is true, and says nothing.
         keep &= (words != holder + np.uint64(self.ctx.objects.type_offset)) | (bare != 0)
-        keep &= (holder != frontier[which]) & ~unused
+        keep &= (holder != frontier[which]) & ~unused & ~self._is_cache(words, holder, kind)
         words, which, holder, bare = words[keep], which[keep], holder[keep], bare[keep]
         rooted = self.places.is_root(holder)
         for word, child, parent in zip(
@@ -189,13 +231,24 @@ class _Search:
                     known.text = in_words("tasks", way.steps)
         return sorted(ways.values(), key=lambda w: -w.count)[:_MAX_WAYS]
 
+    def each(self) -> dict[int, Way]:
+        """The way to each of the chosen objects."""
+        good, any_root = self._distances(native=False), self._distances(native=True)
+        found = {}
+        for address in self.chosen.tolist():
+            best = good if address in good else any_root
+            if address in best:
+                found[address] = self._way(address, best)
+        return found
+
     def _way(self, address: int, best: dict[int, tuple[int, int, int]]) -> Way:
         chain = [address]
         words = []
         while len(chain) <= 2 * _MAX_LEVELS:
             _, word, parent = best[chain[-1]]
             words.append(word)
-            if self.places.rank(word, parent) is not None:
+            rank = self.places.rank(word, parent)
+            if rank is not None:
                 break
             chain.append(parent)
         root, label, name = self.places.name(word, parent, chain[-1])
@@ -215,6 +268,6 @@ class _Search:
             names, name, outer = step.folded, None, node
             steps.append(step)
         try:
-            return Way(in_words(label, steps), root, 1, address, steps)
+            return Way(in_words(label, steps), root, 1, address, steps, rank=rank or 0)
         except MemoryFault:
             return Way(label, root, 1, address)
