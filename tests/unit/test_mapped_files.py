@@ -9,7 +9,7 @@ from diagtool.runtimes.memory import add_process_memory, mapped_files
 
 def capture(*paths: str, permissions: str = "rw-s") -> Capture:
     mappings = [
-        Mapping(0x1000 * i, 0x1000 * (i + 1), permissions, 0, i, path) for i, path in enumerate(paths, 1)
+        Mapping(0x1000 * i, 0x1000 * (i + 1), permissions, 0, 0, path) for i, path in enumerate(paths, 1)
     ]
     return Capture("live", ProcessInfo(1), [], mappings, [], AddressSpace([]))
 
