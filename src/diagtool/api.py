@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -95,13 +95,15 @@ def snapshot(
     why: str | None = None,
     native: bool | None = None,
     clone: CloneMode | None = None,
+    keep: Callable[[Capture], None] | None = None,
 ) -> Snapshot:
     """The decoded state of a process (pid), a core or a .diag file (path).
 
     ``heap`` counts all objects of a process or core by type, too (``Snapshot.tables["heap_types"]``);
     ``why``, the name of a type or the address of an object in hex, finds out who keeps it (``"heap_ways"``).
     ``native`` reads the heap of the C library (``"native_heap"`` and others); without it as ``heap`` says.
-    ``clone``: see :func:`capture`; without it "auto" where the heap is looked at, else "never".
+    ``clone``: see :func:`capture`; without it "auto" where the heap is looked at, else "never". ``keep`` is
+    given the capture when it is decoded, before it is closed; its memory knows what was read for that.
     Raises TargetError (``diagtool.capture.errors``), or StoreError for a .diag file.
     """
     if kind_of(target) == "store":
@@ -111,13 +113,18 @@ def snapshot(
     native = heap if native is None else native
     mode = clone or ("auto" if heap or native or why is not None else "never")
     with capture(target, exe=exe, sysroot=sysroot, clone=mode) as captured:
+        if keep is not None:
+            captured.memory.watch()
         try:
-            return decode(captured, heap=heap, why=why, native=native)
+            snap = decode(captured, heap=heap, why=why, native=native)
         except TargetError as error:
             # What was missing when it was opened, a core cut off, say, is most likely why.
             if captured.warnings:
                 error.hint = f"{captured.warnings[0].rstrip('.')}. {error.hint}"
             raise
+        if keep is not None:
+            keep(captured)
+        return snap
 
 
 def load(path: str | os.PathLike[str]) -> Snapshot:

@@ -87,6 +87,9 @@ def open_core(
         memory.add_segments(held)
         warnings.extend(said)
         notes = _notes(core, segments, header.machine, warnings)
+        if notes.left_out:
+            size = max(notes.left_out >> 20, 1)
+            warnings.append(f"a slim core: {size:,} MiB of the heap were left out when it was written")
         if not held and not notes.threads:
             raise BadCore(f"{path} is a core without contents: neither memory nor threads are in it", _AGAIN)
         mapped_files = notes.files or _files_of_exe(exe, notes.auxv)
@@ -108,7 +111,7 @@ def open_core(
             modules=modules,
             memory=memory,
             warnings=warnings,
-            missing=missing_bytes(ranges),
+            missing=missing_bytes(ranges) + notes.left_out,
             _closers=list(closers),
         )
     except BaseException:

@@ -12,10 +12,18 @@ from collections.abc import Sequence
 
 from diagtool.capture import procfs
 from diagtool.capture.model import REGISTERS_X86_64, Capture, CapturedThread, Mapping
-from diagtool.capture.notes import NT_AUXV, NT_FILE, NT_PRPSINFO, NT_PRSTATUS, NT_SIGINFO
+from diagtool.capture.notes import (
+    NT_AUXV,
+    NT_FILE,
+    NT_LEFT_OUT,
+    NT_PRPSINFO,
+    NT_PRSTATUS,
+    NT_SIGINFO,
+    OURS,
+)
 from diagtool.capture.plan import is_anonymous
 
-__all__ = ["core_notes"]
+__all__ = ["core_notes", "left_out_note"]
 
 _NT_FPREGSET, _NT_X86_XSTATE = 2, 0x202
 _FXSAVE = 512  # bytes of the legacy part of NT_X86_XSTATE, which is NT_FPREGSET
@@ -38,6 +46,11 @@ def core_notes(capture: Capture) -> bytes:
             out.append(_note(b"CORE", _NT_FPREGSET, thread.vectors[:_FXSAVE]))
             out.append(_note(b"LINUX", _NT_X86_XSTATE, thread.vectors))
     return b"".join(out)
+
+
+def left_out_note(size: int) -> bytes:
+    """Our own note of a slim core: how many bytes of the process's memory it does not hold."""
+    return _note(OURS, NT_LEFT_OUT, struct.pack("<Q", size))
 
 
 def _note(name: bytes, kind: int, data: bytes) -> bytes:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diagtool.capture.corenotes import core_notes
 from diagtool.capture.elf import EM_X86_64, ET_CORE, PF_R, PF_W, PF_X, PN_XNUM, PT_LOAD, PT_NOTE
@@ -23,7 +24,7 @@ from diagtool.capture.plan import is_anonymous, joined
 from diagtool.capture.residency import Residency
 from diagtool.capture.vmread import MemoryReader
 
-__all__ = ["Sink", "write_core"]
+__all__ = ["Sink", "Source", "write_core", "write_segments", "written_to"]
 
 _HEADER, _SEGMENT, _SECTION = 64, 56, 64  # sizes of the ELF structures, in bytes
 _WINDOW = 4 << 20  # bytes read and written at once
@@ -42,6 +43,18 @@ class Sink(Protocol):
         """Append zeros, as a hole where that is possible."""
 
 
+class Source(Protocol):
+    """What belongs into a core, and its bytes."""
+
+    hole: int  # a gap of so many bytes is no part of a segment's contents; smaller ones are zeros
+
+    def present(self, mapping: Mapping) -> list[tuple[int, int]]:
+        """Ranges of a mapping that belong into the core."""
+
+    def read(self, address: int, size: int) -> bytes:
+        """Bytes, of whole pages; zeros for what can't be read."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Load:
     start: int
@@ -54,11 +67,37 @@ def write_core(capture: Capture, sink: Sink, progress: Callable[[int], None] | N
     """Write the core of a live capture; gives the bytes of memory in it. Raises OSError."""
     source = _Image(capture) if capture.image else _Copy(capture)
     try:
-        loads = [load for mapping in capture.mappings for load in _loads(mapping, source)]
-        notes = core_notes(capture)
-        return _written(sink, loads, notes, source, progress)
+        return write_segments(sink, capture.mappings, core_notes(capture), source, progress)
     finally:
         source.close()
+
+
+def write_segments(
+    sink: Sink,
+    mappings: Sequence[Mapping],
+    notes: bytes,
+    source: Source,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Write a core with what ``source`` has of the mappings; gives the bytes of memory in it."""
+    loads = [load for mapping in mappings for load in _loads(mapping, source)]
+    return _written(sink, loads, notes, source, progress)
+
+
+def written_to(pagemap: int, mapping: Mapping) -> bool:
+    """Whether a page of a mapped file is not the file's any more, by an open /proc/PID/pagemap."""
+    return any(
+        bool(((bits & _PRESENT | bits & _SWAPPED) != 0).any())
+        and bool((((bits & (_PRESENT | _SWAPPED)) != 0) & (bits & _OF_FILE == 0)).any())
+        for _, bits in _page_bits(pagemap, mapping)
+    )
+
+
+def _page_bits(pagemap: int, mapping: Mapping) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+    step = 1 << 30
+    for start in range(mapping.start, mapping.end, step):
+        count = (min(mapping.end, start + step) - start) // PAGE
+        yield start, np.frombuffer(os.pread(pagemap, 8 * count, start // PAGE * 8), dtype=np.uint64)
 
 
 # -- what is in it --------------------------------------------------------------------------------------
@@ -66,6 +105,8 @@ def write_core(capture: Capture, sink: Sink, progress: Callable[[int], None] | N
 
 class _Copy:
     """Memory that was copied in the stop."""
+
+    hole = _HOLE
 
     def __init__(self, capture: Capture) -> None:
         self._memory = capture.memory
@@ -90,6 +131,8 @@ class _Copy:
 class _Image:
     """Memory of the image."""
 
+    hole = _HOLE
+
     def __init__(self, capture: Capture) -> None:
         self._reader = MemoryReader(capture.image_pid)
         self._residency = Residency(capture.image_pid)
@@ -108,24 +151,17 @@ class _Image:
             return [(low, high) for low, high in found.tolist()] + self._swapped(mapping)
         if mapping.path.startswith("/dev/"):
             return []
-        if self._written_to(mapping):
+        # A page that is not the file's any more makes all of it part of the core, as in the kernel's: what is
+        # missing in a core is taken for what the file has.
+        if written_to(self._pagemap, mapping):
             return [(mapping.start, mapping.end)]
         return [(mapping.start, mapping.start + PAGE)] if mapping.offset == 0 else []
-
-    # Of a mapped file, a page that is not the file's any more makes all of it part of the core, as in the
-    # kernel's: what is missing in a core is taken for what the file has.
-    def _written_to(self, mapping: Mapping) -> bool:
-        return any(
-            bool(((bits & _PRESENT | bits & _SWAPPED) != 0).any())
-            and bool((((bits & (_PRESENT | _SWAPPED)) != 0) & (bits & _OF_FILE == 0)).any())
-            for _, bits in self._bits(mapping)
-        )
 
     def _swapped(self, mapping: Mapping) -> list[tuple[int, int]]:
         out: list[tuple[int, int]] = []
         if not self._swaps:
             return out
-        for start, bits in self._bits(mapping):
+        for start, bits in _page_bits(self._pagemap, mapping):
             pages = np.flatnonzero(bits & _SWAPPED) * PAGE + start
             out += [(page, page + PAGE) for page in pages.tolist()]
         return joined(out)
@@ -134,12 +170,6 @@ class _Image:
     def _swaps(self) -> bool:
         with open("/proc/swaps", "rb") as file:  # noqa: PTH123
             return file.read().count(b"\n") > 1
-
-    def _bits(self, mapping: Mapping) -> Iterator[tuple[int, np.ndarray[tuple[int], np.dtype[np.uint64]]]]:
-        step = 1 << 30
-        for start in range(mapping.start, mapping.end, step):
-            count = (min(mapping.end, start + step) - start) // PAGE
-            yield start, np.frombuffer(os.pread(self._pagemap, 8 * count, start // PAGE * 8), dtype=np.uint64)
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes; zeros for what can't be read."""
@@ -155,13 +185,13 @@ class _Image:
 
 
 # The segments of a mapping: cut where there is a large hole.
-def _loads(mapping: Mapping, source: _Copy | _Image) -> list[_Load]:
+def _loads(mapping: Mapping, source: Source) -> list[_Load]:
     flags = sum(
         bit for bit, letter in ((PF_R, "r"), (PF_W, "w"), (PF_X, "x")) if letter in mapping.permissions
     )
     groups: list[list[tuple[int, int]]] = []
     for part in joined(source.present(mapping)):
-        if groups and part[0] - groups[-1][-1][1] < _HOLE:
+        if groups and part[0] - groups[-1][-1][1] < source.hole:
             groups[-1].append(part)
         else:
             groups.append([part])
@@ -169,7 +199,7 @@ def _loads(mapping: Mapping, source: _Copy | _Image) -> list[_Load]:
     cursor = mapping.start
     for number, group in enumerate(groups):
         end = groups[number + 1][0][0] if number + 1 < len(groups) else mapping.end
-        if not number and group[0][0] - cursor >= _HOLE:
+        if not number and group[0][0] - cursor >= source.hole:
             out.append(_Load(cursor, group[0][0], flags, ()))
             cursor = group[0][0]
         out.append(_Load(cursor, end, flags, tuple(group)))
@@ -184,7 +214,7 @@ def _written(
     sink: Sink,
     loads: list[_Load],
     notes: bytes,
-    source: _Copy | _Image,
+    source: Source,
     progress: Callable[[int], None] | None,
 ) -> int:
     count = len(loads) + 1

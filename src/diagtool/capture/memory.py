@@ -13,6 +13,7 @@ from __future__ import annotations
 import bisect
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from diagtool.capture.faults import PAGE, FaultHandler, Faults
 from diagtool.capture.paging import FILE_RESIDENT_LIMIT, file_resident
 from diagtool.capture.segments import Segment, SegmentMap, merged
+from diagtool.capture.touched import Touched
 
 __all__ = ["PAGE", "U64", "AddressSpace", "Bytes", "FaultHandler", "Mask", "MemoryFault", "Pager", "Segment"]
 
@@ -79,6 +81,8 @@ class AddressSpace:
         self._bytes = 0
         self._reads = 0
         self._faults = Faults(on_fault)
+        self._touched: Touched | None = None
+        self._watched = False
 
     # -- building ---------------------------------------------------------------------------------------
 
@@ -133,6 +137,23 @@ class AddressSpace:
         """Pages that came through the fault handler, in the order they came (for warnings and prediction)."""
         return self._faults.came
 
+    def watch(self) -> None:
+        """From now on keep in mind which pages are read, other than by :meth:`blocks`."""
+        self._touched, self._watched = Touched(), True
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """What is read within does not count as read, for those who read nearly everything."""
+        before, self._watched = self._watched, False
+        try:
+            yield
+        finally:
+            self._watched = before
+
+    def touched(self) -> list[tuple[int, int]]:
+        """What was read since :meth:`watch`: page-aligned ranges, sorted and joined."""
+        return [] if self._touched is None else self._touched.ranges(self._map.segments)
+
     # -- single reads -----------------------------------------------------------------------------------
 
     def read(self, address: int, size: int) -> bytes:
@@ -171,6 +192,8 @@ class AddressSpace:
             source = self._sources.get(seg.buffer)
             if source is not None and not source.need(at, n):
                 raise MemoryFault(address, size)
+            if self._watched and self._touched is not None:
+                self._touched.range(seg.buffer, len(self._views[seg.buffer]), at, n)
             parts.append(self._views[seg.buffer][at : at + n])
             cursor += n
         self._count_reads(1 + (size >> 16))
@@ -179,7 +202,7 @@ class AddressSpace:
     def u64(self, address: int) -> int:
         """The unsigned 64-bit word at ``address``."""
         i = bisect.bisect_right(self._map.starts, address) - 1
-        if i >= 0 and not self._sources:
+        if i >= 0 and not self._sources and not self._watched:
             seg = self._map.segments[i]
             if address + 8 <= seg.end:
                 self._reads += 1
@@ -286,6 +309,8 @@ class AddressSpace:
             everything = bool(pick.all())
             at = position if everything else position[pick]
             pager, source = self._pagers.get(number), self._sources.get(number)
+            if self._watched and self._touched is not None:
+                self._touched.values(number, len(data), at, out.dtype.itemsize)
             if source is not None:
                 values, good = source.gather(view, at)
                 if good is not None:

@@ -30,6 +30,7 @@ __all__ = [
 
 NT_PRSTATUS, NT_PRPSINFO, NT_AUXV = 1, 3, 6
 NT_SIGINFO, NT_FILE = 0x53494749, 0x46494C45
+OURS, NT_LEFT_OUT = b"DIAGTOOL", 1  # a slim core (slimcore.py): bytes that were left out, one 64-bit word
 AT_PHDR, AT_ENTRY, AT_RANDOM, AT_EXECFN, AT_SYSINFO_EHDR = 3, 9, 25, 31, 33  # include/uapi/linux/auxvec.h
 
 #: Order of user_pt_regs (arch/arm64/include/uapi/asm/ptrace.h).
@@ -69,6 +70,7 @@ class CoreNotes:
     auxv: dict[int, int] = field(default_factory=dict)
     files: list[FileNote] = field(default_factory=list)
     has_file_note: bool = False
+    left_out: int = 0  # bytes of memory that the writer of a slim core left out
 
 
 def read_notes(data: Data, notes: list[Note], machine: int, warnings: list[str]) -> CoreNotes:
@@ -78,6 +80,9 @@ def read_notes(data: Data, notes: list[Note], machine: int, warnings: list[str])
     doubles = cut = 0
     siginfo: int | None = None
     for note in notes:
+        if note.name == OURS and note.type == NT_LEFT_OUT:
+            word = data[note.start : min(note.end, note.start + 8)]
+            out.left_out = min(int.from_bytes(word, "little"), 1 << 62)
         if note.name != b"CORE":
             continue
         raw = data[note.start : min(note.end, note.start + _limit(note.type))]

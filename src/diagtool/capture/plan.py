@@ -88,6 +88,10 @@ class MappingOrder:
         before = self.mappings[place - 1] if place else None
         return before is not None and before.end == self.starts[place] and before.path.startswith("/")
 
+    def is_data(self, place: int) -> bool:
+        """Whether a mapping is the data segment of a mapped file, or the .bss behind it."""
+        return self.mappings[place].path.startswith("/") or self._is_bss(place)
+
     def outside_heap(self) -> list[tuple[int, int]]:
         """The spans worth copying, less [heap]: malloc's big blocks are never there."""
         return [(s, e) for s, e, place in self.spans if self.mappings[place].path != "[heap]"]

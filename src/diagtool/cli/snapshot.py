@@ -13,6 +13,8 @@ from diagtool.cli.options import clone_option, color_option, core_options, outpu
 
 if TYPE_CHECKING:
     from diagtool.capture.image import CloneMode
+    from diagtool.cli.corefile import SlimCore
+    from diagtool.report.text import Line
     from diagtool.snapshot.model import Snapshot
 
 
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 @target_argument("target", metavar="PID")
 @output_option("Write to FILE; default: diagtool-PID-TIME.diag in this folder.")
 @click.option("--heap", is_flag=True, help="Count all objects by type, too, for `diagtool heap FILE.diag`.")
+@click.option(
+    "--core",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a slim core, too: registers, stacks, the interpreter's state, no heap. FILE.zst: compressed.",
+)
 @clone_option("auto with --heap, else never")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON (diagtool.snapshot/1).")
 @core_options
@@ -28,6 +36,7 @@ def command(
     target: str,
     output: Path | None,
     heap: bool,
+    core: Path | None,
     clone: CloneMode | None,
     as_json: bool,
     exe: str | None,
@@ -44,6 +53,10 @@ def command(
     kill -9 of diagtool included. With --heap a large process makes a frozen copy of itself, by one system
     call that is injected; --clone never forbids that.
 
+    With --core a slim core is written besides, of the same instant and the same stop: what gdb, pystack and
+    diagtool need to show threads and tasks, some MiB. The heap is not in it, unless the process is small.
+    It holds memory of the process, secrets too. `diagtool core` writes a complete one.
+
     You must be its owner or root; `diagtool doctor PID` says what is missing.
 
     FILE.diag is readable by you only. It holds names, paths and simple values of the process, no memory
@@ -54,6 +67,7 @@ def command(
         diagtool snapshot 4242
         diagtool snapshot 4242 -o before.diag --json
         diagtool snapshot 4242 --heap
+        diagtool snapshot 4242 --core slim.core
         diagtool snapshot core.4242 -o crash.diag
 
     \b
@@ -72,14 +86,39 @@ def command(
         raise click.UsageError(f"{target} is a snapshot already.")
     # Before the stop: no process is stopped for a file that then can't be written.
     store.check_writable(output or Path("x"))
-    snap = resolve(target, exe=exe, sysroot=sysroot, output=output, heap=heap, clone=clone).snapshot
+    slim = None if core is None else _slim_core(target, core, output)
+    snap = resolve(
+        target,
+        exe=exe,
+        sysroot=sysroot,
+        output=output,
+        heap=heap,
+        clone=clone,
+        keep=None if slim is None else slim.write,
+    ).snapshot
     path = output or _free_name(snap)
     store.save(snap, path)
+    if slim is not None and slim.error is not None:
+        core = None
     if as_json:
-        print_text(documents.dumps(documents.snapshot(snap, str(path))), None)
+        written = None if core is None else str(core)
+        print_text(documents.dumps(documents.snapshot(snap, str(path), written)), None)
     else:
-        _tell(snap, path)
+        _tell(snap, path, core)
+    if slim is not None and slim.error is not None:
+        raise slim.error
     return 0
+
+
+def _slim_core(target: str, path: Path, output: Path | None) -> SlimCore:
+    from diagtool.api import kind_of
+    from diagtool.cli.corefile import SlimCore
+
+    if kind_of(target) != "live":
+        raise click.UsageError(f"{target} is no process: --core writes the core of a running one.")
+    if output is not None and output.absolute() == path.absolute():
+        raise click.UsageError(f"{path} can't be both the snapshot and the core.")
+    return SlimCore(path)
 
 
 def _free_name(snap: Snapshot) -> Path:
@@ -91,7 +130,7 @@ def _free_name(snap: Snapshot) -> Path:
     return next((name for name in names if not os.path.lexists(name)), Path(f"{stem}-{os.getpid()}.diag"))
 
 
-def _tell(snap: Snapshot, path: Path) -> None:
+def _tell(snap: Snapshot, path: Path, core: Path | None) -> None:
     from diagtool.cli.output import print_lines, width
     from diagtool.report import json as documents
     from diagtool.report.terminal import View, about, warnings
@@ -104,7 +143,14 @@ def _tell(snap: Snapshot, path: Path) -> None:
     lines = [
         *warnings(snap.warnings, View(width(None))),
         [(file, "own"), (f"  {size(path.stat().st_size)}", "")],
+        *([] if core is None else [_core_line(core)]),
         [(what, "count"), (about(snap.target, snap.pause_ms), "")],
         [("read it with: ", "label"), (f"diagtool leaks {file}", "")],
     ]
     print_lines(lines, None)
+
+
+def _core_line(path: Path) -> Line:
+    from diagtool.report.text import clean, size
+
+    return [(clean(str(path)), "own"), (f"  {size(path.stat().st_blocks * 512)}, a slim core", "")]

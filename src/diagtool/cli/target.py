@@ -15,7 +15,10 @@ from diagtool.report.sources import Sources
 from diagtool.snapshot.model import Snapshot
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from diagtool.capture.image import CloneMode
+    from diagtool.capture.model import Capture
 
 _DOING = {"live": "reading process", "core": "reading core", "store": "reading"}
 
@@ -38,17 +41,21 @@ def resolve(
     why: str | None = None,
     native: bool | None = None,
     clone: CloneMode | None = None,
+    keep: Callable[[Capture], None] | None = None,
 ) -> Resolved:
     """The snapshot of what ``text`` names, with ``heap`` its objects counted, with ``why`` who keeps some.
 
     ``native``: with the heap of the C library; without it as ``heap`` says. Raises TargetError or StoreError.
+    ``keep`` is given the capture when it is decoded.
     ``output`` is where the result will be written: never in the place of a core, of which there is one only.
     """
     kind = kind_of(text)
     if kind != "live" and output is not None and _is_same(text, output):
         raise click.UsageError(f"{output} is the file to be read. Name another one with -o.")
     with progress(f"{_DOING[kind]} {text}"):
-        snap = snapshot(text, exe=exe, sysroot=sysroot, heap=heap, why=why, native=native, clone=clone)
+        snap = snapshot(
+            text, exe=exe, sysroot=sysroot, heap=heap, why=why, native=native, clone=clone, keep=keep
+        )
     root = sysroot
     if root is None and kind == "live":
         root = f"/proc/{int(text)}/root"  # a target in another mount namespace has its sources there

@@ -108,12 +108,13 @@ def heap(snap: Snapshot, rows: Sequence[TypeCount], ways: Sequence[Way] = ()) ->
     }
 
 
-def snapshot(snap: Snapshot, file: str) -> dict[str, Any]:
+def snapshot(snap: Snapshot, file: str, core: str | None = None) -> dict[str, Any]:
     """The document of ``diagtool snapshot``. ``tasks`` counts those that are not done."""
     return {
         "schema": "diagtool.snapshot/1",
         "diagtool": __version__,
         "file": file,
+        "core": core,
         "pid": snap.target.pid,
         "runtime": snap.target.runtime,
         "pause_ms": _milliseconds(snap.pause_ms),

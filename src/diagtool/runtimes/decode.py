@@ -41,4 +41,5 @@ def decode(capture: Capture, *, heap: bool = False, why: str | None = None, nati
 
 def add_native(capture: Capture, snapshot: Snapshot) -> None:
     """Read the native heap: tables ``native_*`` of the snapshot, as ``NativeHeap.to_rows`` describes them."""
-    snapshot.tables.update(native_heap(capture).to_rows())
+    with capture.memory.unwatched():
+        snapshot.tables.update(native_heap(capture).to_rows())

@@ -359,5 +359,6 @@ class Vectors:
         if self._object_memory is None:
             ranges = [(s.start, s.end) for s in self.memory.segments if s.writable]
             ranges = without(ranges, self._buffers)
-            self._object_memory = without_blobs(ranges, self.memory.load)[0]
+            with self.memory.unwatched():
+                self._object_memory = without_blobs(ranges, self.memory.load)[0]
         return self._object_memory
