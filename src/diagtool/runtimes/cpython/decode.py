@@ -60,16 +60,18 @@ def _decode(capture: Capture, heap: bool, why: str | None) -> Snapshot:
     target.runtime = f"cpython {_full_version(ctx, interpreters[0].system if interpreters else 0)}"
     threads = decode_threads(ctx, interpreters)
     # Before whatever scans memory: it finds big buffers that need not be read.
-    census = add_heap(ctx) if heap or why is not None else None
+    with capture.memory.unwatched():
+        census = add_heap(ctx) if heap or why is not None else None
     tasks = asyncstacks.decode_tasks(ctx, interpreters, threads)
     add_greenlets(ctx, interpreters)
     timeouts = ctx.builder.snapshot.tables.setdefault("timeouts", [])
     timeouts += [{"stack": t.row, "left": round(t.time_left, 3)} for t in threads if t.time_left is not None]
-    if census is not None and heap:
-        add_details(ctx, census, interpreters)
-        add_bases(ctx, census, interpreters, tasks.tasks.address)
-    if census is not None and why is not None:
-        add_why(ctx, census, interpreters, tasks.tasks.address, why)
+    with capture.memory.unwatched():
+        if census is not None and heap:
+            add_details(ctx, census, interpreters)
+            add_bases(ctx, census, interpreters, tasks.tasks.address)
+        if census is not None and why is not None:
+            add_why(ctx, census, interpreters, tasks.tasks.address, why)
     stuck = judge_exclusive(ctx, tasks, threads)
     holder = _hold(ctx, interpreters, tasks)
     snapshot = ctx.builder.finish()
