@@ -8,7 +8,7 @@ references) are stale: they count only where it matters that *no* word at all re
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.graph.live import Extents, live_extents
 from diagtool.runtimes.cpython.graph.nodes import BARE, FREE, Nodes, number_nodes
 from diagtool.runtimes.cpython.graph.outside import Outside, memory_outside
+from diagtool.runtimes.cpython.graph.weights import weights_of
 from diagtool.runtimes.cpython.heap.blocks import read_blocks
 from diagtool.runtimes.cpython.heap.census import HeapCensus
 from diagtool.runtimes.cpython.heap.found import by_value
@@ -49,7 +50,7 @@ class Graph:
     inner: Ints
     outer: Ints
     stale: Ints
-    weight: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    weight: NDArray[np.int64]  # bytes
     why_not: str = ""
 
     @property
@@ -112,6 +113,7 @@ class _Scan:
             inner,
             np.bincount(np.concatenate(self.roots), minlength=n).astype(np.int32),
             np.bincount(np.concatenate(self.stale), minlength=n).astype(np.int32),
+            weights_of(self.ctx, self.census, self.nodes, self.outside.spans),
             why_not=self.outside.why_not,
         )
 
