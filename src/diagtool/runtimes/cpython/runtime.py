@@ -15,7 +15,7 @@ from diagtool.runtimes.cpython.debugoffsets import layout_of
 
 COOKIE = b"xdebugpy"  # starts _PyRuntime from 3.13 on (Include/internal/pycore_debug_offsets.h)
 OLDEST, NEWEST = (3, 9), (3, 15)
-TESTED_FREE_THREADED = ((3, 13),)  # the tables of 3.14t and 3.15t come from headers alone
+TESTED_FREE_THREADED = ((3, 13), (3, 14))  # the tables of 3.15t come from headers alone
 
 _VERSION_IN_NAME = re.compile(r"python(3)\.(\d+)(t?)(d?)")
 

@@ -14,6 +14,8 @@ from diagtool.runtimes.cpython.heap.blocks import objects_in_pools
 from diagtool.runtimes.cpython.heap.buffers import big_buffers
 from diagtool.runtimes.cpython.heap.found import Found, together
 from diagtool.runtimes.cpython.heap.large import DEBUG_BYTES, SMALL, objects_outside
+from diagtool.runtimes.cpython.heap.mimalloc import Pages, find_pages
+from diagtool.runtimes.cpython.heap.mimallocobjects import objects_in_pages
 from diagtool.runtimes.cpython.heap.pools import Pools, find_pools
 from diagtool.runtimes.cpython.heap.ranges import heap_ranges, joined_ranges, mapped_ranges
 from diagtool.runtimes.cpython.heap.sizes import NO_SIZE, Sizer
@@ -45,7 +47,8 @@ class TypeRow:
 class HeapCensus:
     """The objects of a process. ``objects`` is sorted by type, each type's by address where it is in pools.
 
-    ``first[i]`` to ``first[i + 1]`` are the rows in ``objects`` of type number i.
+    ``first[i]`` to ``first[i + 1]`` are the rows in ``objects`` of type number i. A free-threaded build has
+    no pools: all its objects lie in ``pages``.
     """
 
     objects: Found
@@ -53,6 +56,7 @@ class HeapCensus:
     pools: Pools
     first: NDArray[np.int64]
     rows: list[TypeRow] = field(default_factory=list)
+    pages: Pages | None = None
     senseless: int = 0  # what was taken out because it claims more bytes than it can have
 
     def of(self, kind: int) -> U64:
@@ -67,20 +71,22 @@ def take_census(ctx: Context) -> HeapCensus:
     ``ctx`` say what was damaged or missing.
     """
     ranges = heap_ranges(ctx)
+    pages = find_pages(ctx, ranges) if ctx.runtime.free_threaded else None
     pools = find_pools(ctx, mapped_ranges(ctx, ranges))
     types = TypeTable(ctx)
     sizer = Sizer(ctx, types)
-    small = objects_in_pools(ctx, pools, types)
+    small = objects_in_pools(ctx, pools, types) if not pages else objects_in_pages(ctx, pages, types)
     taken = joined_ranges(pools.address, np.full(len(pools.address), pools.size))
     buffers = big_buffers(ctx, small, types)
     rest = without_blobs(without(without(ranges, taken), buffers), ctx.capture.memory.load)[0]
     ctx.vectors.leave_out(buffers)
     _read_left_out(ctx, rest)
     least = SMALL + 1 - DEBUG_BYTES * pools.debug if len(pools.address) else 0
-    large = objects_outside(ctx, rest, types, sizer, least)
+    large = objects_outside(ctx, rest if not pages else [], types, sizer, least)
     found = _without_inner(ctx, together([small, large]), types)
     census = _sorted_by_type(found, types, pools)
-    _size(ctx, census, np.bincount(small.kind, minlength=len(types)))
+    census.pages = pages
+    _size(ctx, census, np.bincount(small.kind[: len(small) if not pages else 0], minlength=len(types)))
     _warn(ctx, census)
     return census
 
@@ -139,7 +145,7 @@ def _size(ctx: Context, census: HeapCensus, in_pools: NDArray[np.int64]) -> None
 
 
 def _warn(ctx: Context, census: HeapCensus) -> None:
-    damaged = census.pools.damaged
+    damaged = census.pools.damaged if census.pages is None else census.pages.damaged
     if len(damaged):
         shown = ", ".join(hex(a) for a in damaged[:3].tolist())
         ctx.warn(

@@ -15,6 +15,7 @@ from diagtool.capture.memory import U64
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.heap.census import HeapCensus
 from diagtool.runtimes.cpython.heap.large import SMALL
+from diagtool.runtimes.cpython.heap.mimalloc import OBJECT, Pages
 from diagtool.runtimes.cpython.heap.sizes import NO_SIZE, Sizer
 from diagtool.runtimes.cpython.heap.types import kinds_named
 from diagtool.runtimes.cpython.objects.addresssets import contains
@@ -62,7 +63,7 @@ class Owners:
         self.objects = census.objects.address[order]
         self._kinds = census.objects.kind[order]
         #: What is smaller lies in pools, if there are any.
-        self._least = SMALL + 1 if len(census.pools.address) else 1
+        self._least = SMALL + 1 if len(census.pools.address) or census.pages else 1
         sizer = Sizer(ctx, census.types)
         #: Outside of pools: the own blocks of objects, and the tables of lists, dicts, sets and deques.
         self.large = self._own_blocks(sizer)
@@ -85,7 +86,9 @@ class Owners:
         holder = self.tables.find(words)
         holder = np.where(holder != 0, holder, self.large.find(words))
         bare = np.zeros(len(words), np.uint64)
-        pools = self.census.pools
+        pools, pages = self.census.pools, self.census.pages
+        if pages:
+            return self._in_pages(pages, words, holder)
         if len(pools.address):
             at = np.maximum(np.searchsorted(pools.address, words, side="right"), 1) - 1
             offset = (words - pools.address[at]).view(np.int64) - pools.header
@@ -107,6 +110,27 @@ class Owners:
             rows = np.flatnonzero(bare)
             unused[rows] = self._dead(start[rows], block[rows])
         return holder, bare, unused
+
+    def _in_pages(self, pages: Pages, words: U64, holder: U64) -> tuple[U64, U64, NDArray[np.bool_]]:
+        """As :meth:`find` in a free-threaded build, whose objects and tables all lie in pages of mimalloc.
+
+        A block for objects that has no living one is one that is kept for the next one.
+        """
+        inside, used, start, end, tag = pages.find(words)
+        unused = inside & ~used & (holder == 0)
+        last = np.maximum(np.searchsorted(self.objects, end), 1) - 1
+        inner = self.objects[last] if len(self.objects) else np.zeros(len(words), np.uint64)
+        whole = used & (holder == 0) & (inner >= start) & (inner < end)
+        bare = used & (holder == 0) & ~whole
+        unused |= bare & (tag > OBJECT)
+        rows = np.flatnonzero(bare & (tag == OBJECT))
+        unused[rows] |= contains(
+            np.sort(self.census.types.address),
+            self.ctx.vectors.words(start[rows], self.ctx.objects.type_offset),
+        )
+        bare &= end - start <= np.uint64(SMALL)  # larger ones are tables of what is not known
+        holder = np.where(whole, inner, np.where(bare, start, holder))
+        return holder, np.where(bare, end - start, _0), unused
 
     def _dead(self, blocks: U64, size: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which bare blocks hold an object without references: a frame that waits for the next call, say.

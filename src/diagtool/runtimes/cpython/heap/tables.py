@@ -9,6 +9,8 @@ import numpy as np
 from diagtool.capture.memory import U64
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.heap.census import HeapCensus, take_census
+from diagtool.runtimes.cpython.heap.mimalloc import Pages
+from diagtool.runtimes.cpython.heap.pools import Pools
 from diagtool.runtimes.cpython.heap.why import ask_why
 from diagtool.runtimes.cpython.threads.interpreters import Interpreter
 
@@ -16,25 +18,30 @@ _MAX_ROWS = 20_000  # types kept by name; the rest is one row
 _REST = "(other types)"
 
 
+def _block_bytes(blocks: Pools | Pages) -> int:
+    return int((blocks.used * blocks.block).sum(dtype=np.int64))
+
+
 def add_heap(ctx: Context) -> HeapCensus:
     """Count the objects; the snapshot gets the tables ``heap`` (one row, the sums) and ``heap_types``.
 
-    ``heap``: ``objects``, ``bytes``, ``types``, and of the small object allocator ``pools``, ``pool_bytes``,
+    ``heap``: ``objects``, ``bytes``, ``types``, and of the small object allocator (of mimalloc's pages in a
+    free-threaded build, which have larger blocks, too) ``pools``, ``pool_bytes``,
     ``blocks`` (in use) and ``block_bytes``. ``heap_types``, most bytes first: ``type``, ``count``, ``bytes``
     (``own`` and, outside of the objects, ``owned``), ``types`` where several types have this name.
     """
     census = take_census(ctx)
     tables = ctx.builder.snapshot.tables
-    pools = census.pools
+    pools, pages = census.pools, census.pages
     tables["heap"] = [
         {
             "objects": len(census.objects),
             "bytes": sum(row.bytes for row in census.rows),
             "types": len(census.rows),
-            "pools": len(pools.address),
-            "pool_bytes": len(pools.address) * pools.size,
-            "blocks": int(pools.used.sum()),
-            "block_bytes": int((pools.used * pools.block).sum(dtype=np.int64)),
+            "pools": len(pools.address if pages is None else pages),
+            "pool_bytes": len(pools.address) * pools.size if pages is None else int(pages.size.sum()),
+            "blocks": int((pools if pages is None else pages).used.sum()),
+            "block_bytes": _block_bytes(pools if pages is None else pages),
         }
     ]
     rows = [(r.name, r.count, r.own, r.owned, r.types) for r in census.rows[:_MAX_ROWS]]

@@ -21,6 +21,8 @@ __all__ = ("Census", "TypeNames", "alive", "tracked")
 _HAVE_GC = 1 << 14  # Py_TPFLAGS_HAVE_GC, Include/object.h
 _IMMORTAL = 1 << 30
 _MUTEX_STATES = 3  # PyMutex: locked, has waiters
+_IMMORTAL_LOCAL = (1 << 32) - 1  # _Py_IMMORTAL_REFCNT_LOCAL
+DEFERRED = 1 << 6  # _PyGC_BITS_DEFERRED, Include/internal/pycore_gc.h
 _SHARED_SHIFT = 2  # _Py_REF_SHARED_SHIFT: the low bits of ob_ref_shared are flags
 _MAX_HITS = 1 << 25  # words that look like a type's address; more of them is no heap
 
@@ -138,17 +140,37 @@ def alive(ctx: Context, addresses: U64) -> U64:
 
 
 def _alive_without_gil(ctx: Context, addresses: U64) -> NDArray[np.bool_]:
-    """In free-threaded builds: a lock that is one, a count that fits the owner, and is not 0.
-
-    Without an owner (ob_tid) all references are in the shared count.
-    """
+    """In free-threaded builds; immortal objects are left out, as in others."""
     v = ctx.vectors
-    own = v.small(addresses, "PyObject.ob_ref_local", "<u4")
-    shared = v.small(addresses, "PyObject.ob_ref_shared", "<i8") >> _SHARED_SHIFT
-    owned = v.field(addresses, "PyObject.ob_tid") != 0
-    lock = v.small(addresses, "PyObject.ob_mutex", "u1")
-    counted = (own + shared > 0) & (own + shared < _IMMORTAL)
-    good: NDArray[np.bool_] = counted & (owned | (own == 0)) & (lock <= _MUTEX_STATES)
+    own = v.small(addresses, "PyObject.ob_ref_local", "<u4").astype(np.int64)
+    living = living_without_gil(
+        v.field(addresses, "PyObject.ob_tid").view(np.int64),
+        own,
+        v.small(addresses, "PyObject.ob_ref_shared", "<i8"),
+        v.small(addresses, "PyObject.ob_mutex", "u1"),
+        v.small(addresses, "PyObject.ob_gc_bits", "u1"),
+    )
+    mortal: NDArray[np.bool_] = living & (own != _IMMORTAL_LOCAL)
+    return mortal
+
+
+def living_without_gil(
+    owner: NDArray[np.int64],
+    own: NDArray[np.int64],
+    shared: NDArray[np.int64],
+    lock: NDArray[np.int64],
+    collector: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Heads of objects in free-threaded builds: a lock that is one, a count that fits the owner and is not 0.
+
+    Given ob_tid, ob_ref_local, ob_ref_shared, ob_mutex and ob_gc_bits. Without an owner all references are in
+    the shared count. Immortal ones have the largest count of their own; those whose references threads count
+    for themselves (_PyGC_BITS_DEFERRED) have a shared count that says nothing (Include/refcount.h).
+    """
+    total = own + (shared >> _SHARED_SHIFT)
+    counted = (total > 0) & (total < _IMMORTAL) & ((owner != 0) | (own == 0))
+    special = (own == _IMMORTAL_LOCAL) | ((collector & DEFERRED != 0) & (total > 0))
+    good: NDArray[np.bool_] = (counted | special) & (lock <= _MUTEX_STATES)
     return good
 
 
