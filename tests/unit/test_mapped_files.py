@@ -31,7 +31,7 @@ def test_many_names_of_one_ending_are_one_row() -> None:
 
 
 def test_files_without_a_name_are_counted() -> None:
-    assert rows(capture("/dev/zero (deleted)", "/dev/zero (deleted)")) == {"/dev/zero": (2, 2, 0x2000, 2)}
+    assert rows(capture("/dev/zero (deleted)", "/dev/zero (deleted)")) == {"/dev/zero": (2, 1, 0x2000, 2)}
 
 
 def test_programs_and_memory_are_no_data() -> None:

@@ -41,9 +41,8 @@ def add_bases(ctx: Context, census: HeapCensus, interpreters: Sequence[Interpret
         np.argsort(-found.bytes, kind="stable")[:_MOST_BYTES], np.arange(len(found))[:_MOST_ITEMS]
     )
     most = most[(found.bytes[most] >= _LEAST_BYTES) | (found.items[most] >= _LEAST_ITEMS)]
-    chosen = np.sort(found.address[most])
-    ways = ways_to(ctx, census, interpreters, tasks, chosen, _LEVELS)
-    rows = np.flatnonzero(np.isin(found.address, chosen))
+    rows = most[np.argsort(found.address[most])]
+    ways = ways_to(ctx, census, interpreters, tasks, found.address[rows], found.bytes[rows], _LEVELS)
     rows = rows[np.argsort(-found.bytes[rows], kind="stable")]
     tables["heap_containers"] = [
         _row(ctx, census, found, row, ways.get(int(found.address[row]))) for row in rows.tolist()

@@ -8,7 +8,7 @@ library, or memory that nothing we know explains.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +30,8 @@ SAMPLE = 200  # objects of a type that are looked at
 _MAX_LEVELS = 12
 _MAX_NODES = 200_000
 _WIDEST = 20_000  # nodes followed from one level to the next
+_FEW_LEVELS = 4  # from a global through an object and its attributes to a container
+_LITTLE = 0.01  # of what was asked for: not worth another pass over memory
 _MAX_WAYS = 20  # distinct paths told
 _WEAK = ("weakref.ReferenceType", "weakref", "weakproxy", "weakcallableproxy", "weakref.ProxyType")
 
@@ -77,15 +79,17 @@ def ways_to(
     interpreters: Sequence[Interpreter],
     tasks: U64,
     objects: U64,
+    weights: NDArray[np.int64],
     levels: int,
 ) -> dict[int, Way]:
     """For each of ``objects`` (sorted addresses) its way from a root, of at most ``levels`` steps if no root
-    in C is nearer. What nothing refers to is left out."""
+    in C is nearer. What nothing refers to is left out. ``weights``: what finding each is worth; the search
+    ends where little of it is left."""
     if not len(objects):
         return {}
     places = Places(ctx, interpreters, tasks)
     search = _Search(ctx, census, Owners(ctx, census), places, objects)
-    search.run_pruned(levels)
+    search.run_pruned(levels, dict(zip(objects.tolist(), weights.tolist(), strict=True)))
     return search.each()
 
 
@@ -146,14 +150,18 @@ class _Search:
             if self._all_rooted():
                 break
 
-    def run_pruned(self, levels: int) -> None:
+    def run_pruned(self, levels: int, weights: Mapping[int, int]) -> None:
         """The same, but not further from what has a good root: for objects some of which C alone keeps."""
+        little = _LITTLE * sum(weights.values())
         frontier, size = self.chosen, np.zeros(len(self.chosen), np.uint64)
-        for _ in range(levels):
+        for level in range(levels):
             if not len(frontier) or len(self.seen) > _MAX_NODES:
                 break
             frontier, size = self._level(frontier, size)
             best = self._distances(native=False)
+            left = sum(weight for child, weight in weights.items() if child not in best)
+            if level + 1 >= _FEW_LEVELS and left < little:
+                break
             open_ends = {p for child, refs in self.holders.items() if child not in best for _, p in refs}
             keep = np.array([node in open_ends for node in frontier.tolist()], np.bool_)
             frontier, size = frontier[keep], size[keep]
