@@ -32,6 +32,7 @@ internal/pycore_interpframe_structs.h internal/pycore_dict.h internal/pycore_gen
 internal/pycore_moduleobject.h internal/pycore_obmalloc.h
 internal/pycore_tstate.h internal/pycore_lock.h internal/pycore_llist.h internal/pycore_stackref.h
 internal/pycore_debug_offsets.h internal/pycore_long.h internal/pycore_unicodeobject.h
+internal/pycore_hashtable.h internal/pycore_pymem.h internal/pycore_tracemalloc.h
 internal/pycore_weakref.h internal/pycore_gil.h internal/pycore_typeobject.h internal/pycore_function.h
 """.split()
 

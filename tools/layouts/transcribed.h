@@ -461,3 +461,23 @@ struct arena_object {
 #define POOL_SIZE (1 << POOL_BITS)
 #define POOL_OVERHEAD ((sizeof(struct pool_header) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT)
 #endif
+
+/* ---- Modules/_tracemalloc.c (Python/tracemalloc.c and pycore_tracemalloc.h from 3.12 on) --------------- */
+
+#if HEX < 0x030c0000
+struct __attribute__((packed)) tracemalloc_frame {
+    PyObject *filename;
+    unsigned int lineno;
+};
+
+struct tracemalloc_traceback {
+    Py_uhash_t hash;
+    uint16_t nframe, total_nframe; /* 3.9 (bpo-37961) */
+    struct tracemalloc_frame frames[1];
+};
+#endif
+
+struct tracemalloc_trace {
+    size_t size;
+    struct tracemalloc_traceback *traceback;
+};
