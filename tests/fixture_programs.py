@@ -37,6 +37,9 @@ PROGRAMS = ROOT / "fixtures" / "python"
 REQUIREMENTS = ROOT / "fixtures" / "requirements.txt"
 CACHE = ROOT / ".cache"
 
+#: Of the interpreters that tests run on: DIAGTOOL_TEST_FLAVOUR=free-threaded runs them on those instead.
+FLAVOUR = os.environ.get("DIAGTOOL_TEST_FLAVOUR", "release")
+
 READY_WITHIN = 30.0  # seconds; a fixture takes less than five on an idle machine
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
@@ -111,7 +114,7 @@ def all_interpreters() -> tuple[Interpreter, ...]:
     return tuple(_from_machine())
 
 
-def interpreters(flavour: str = "release") -> list[Interpreter]:
+def interpreters(flavour: str = FLAVOUR) -> list[Interpreter]:
     """One interpreter a version, oldest version first: of this machine if it has one, else a chroot's."""
     best: dict[str, Interpreter] = {}
     for i in all_interpreters():
@@ -151,6 +154,7 @@ class Fixture:
     min_minor: int = 9
     requirements: tuple[str, ...] = ()
     grows: bool = True  # SIGUSR2 makes N more
+    heap: bool = False  # shows only where the objects are counted
 
     @property
     def path(self) -> Path:
@@ -171,6 +175,32 @@ def _modes(spec: str) -> tuple[str, ...]:
 def _h(n: int) -> tuple[str, ...]:
     """healthy, healthy2, … healthyN."""
     return tuple("healthy" if i == 1 else f"healthy{i}" for i in range(1, n + 1))
+
+
+def _heap(
+    name: str,
+    program: str,
+    template: str,
+    leaks: str,
+    healthy: int,
+    count: int,
+    hard: str = "",
+    requirements: tuple[str, ...] = (),
+) -> Fixture:
+    """A program whose leak shows in the tables of the heap."""
+    return Fixture(
+        name,
+        program,
+        template,
+        _modes(leaks),
+        _h(healthy),
+        _modes(hard),
+        kind="heap",
+        count=count,
+        stacks=None,
+        requirements=requirements,
+        heap=True,
+    )
 
 
 def _library(name: str, modes: int, count: int, requirement: str = "") -> Fixture:
@@ -369,6 +399,12 @@ _ALL = [
         kind="thread",
         count=5,
     ),
+    _heap("d01", "d01_cache_keeps_objects.py", "D01", "leak leak2", 6, 1200),
+    _heap("d03", "d03_exceptions_stored.py", "D03", "leak leak2", 4, 150),
+    _heap("d04", "d04_registries_grow.py", "D04", "leak leak2 leak3 leak4 leak5 leak6", 4, 200),
+    _heap("d05", "d05_interned_strings.py", "D05", "", 2, 20_000, hard="leak"),
+    _heap("d09", "d09_array_views.py", "D09", "leak leak2", 3, 40, requirements=("numpy",)),
+    _heap("d11", "d11_asyncio_debug.py", "D11", "leak", 1, 600),
     Fixture("uvloop", "uvloop_tasks.py", "A01", ("leak",), _h(3), requirements=("uvloop",)),
     Fixture("idle_executor", "idle_executor.py", None, healthy_modes=_h(3), kind="idle", count=32),
     Fixture("idle_servers", "idle_servers.py", None, healthy_modes=_h(5), kind="idle", count=32),

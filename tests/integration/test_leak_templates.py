@@ -42,7 +42,7 @@ PROVEN = {
 }
 
 CATALOGUE = {t.id: t.catalogue for t in builtin()}
-JUDGED = [f for f in FIXTURES.values() if f.template or f.kind == "idle"]
+JUDGED = [f for f in FIXTURES.values() if (f.template or f.kind == "idle") and not f.heap]
 
 
 def snapshot(program: Running) -> Snapshot:

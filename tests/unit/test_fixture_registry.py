@@ -16,6 +16,7 @@ TEMPLATES = (
     {f"A{i:02}" for i in range(1, 20)}
     | {f"C{i:02}" for i in range(1, 13)}
     | {"B01", "B02", "B03", "B04", "B08"}
+    | {"D01", "D03", "D04", "D09", "D11"}
 )
 
 

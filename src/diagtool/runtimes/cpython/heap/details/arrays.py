@@ -20,6 +20,7 @@ from diagtool.capture.memory import U64
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.heap.census import HeapCensus
 from diagtool.runtimes.cpython.heap.details.amounts import kept_only, objects_of
+from diagtool.runtimes.cpython.objects.addresssets import contains
 from diagtool.runtimes.cpython.objects.census import TypeNames
 from diagtool.runtimes.cpython.threads.interpreters import Interpreter
 
@@ -62,6 +63,7 @@ def _rows(ctx: Context, arrays: U64, major: int) -> list[dict[str, object]]:
         target = np.where(onward, base[at], target)
     bases, alone = kept_only(ctx, base)
     bases = bases[alone]
+    passing = contains(bases, arrays) & ~owns  # only there for the sake of another view
     at = np.minimum(np.searchsorted(arrays, bases), len(arrays) - 1)
     own = np.where((arrays[at] == bases) & owns[at], size[at], 0)
     plain = v.are(bases, "bytes", "bytearray")
@@ -70,7 +72,7 @@ def _rows(ctx: Context, arrays: U64, major: int) -> list[dict[str, object]]:
     if not len(bases):
         return []
     to = np.minimum(np.searchsorted(bases, target), len(bases) - 1)
-    is_view = (bases[to] == target) & ~owns
+    is_view = (bases[to] == target) & ~owns & ~passing
     shown = np.bincount(to[is_view], weights=size[is_view], minlength=len(bases))
     small = (shown * _SHOWN < own) & (np.bincount(to[is_view], minlength=len(bases)) > 0)
     rows: list[dict[str, object]] = []

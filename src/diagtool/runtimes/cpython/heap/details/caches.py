@@ -150,7 +150,7 @@ def _row(
         "hits": _sum(v.field(wrappers, "lru_cache_object.hits")),
         "misses": _sum(v.field(wrappers, "lru_cache_object.misses")),
         "method": bool(kind),
-        "type": ctx.objects.qualified_type(kind) if kind else None,
+        **({"type": ctx.objects.qualified_type(kind)} if kind else {}),
         "instances": len(instances),
         "lost": len(lost),
         "bytes": bytes_of(ctx, census, sizer, _kept(ctx, keys, results, lost, tables)),

@@ -4,7 +4,7 @@ Table ``registries``, a row a registry (of an interpreter; of a logger; of an ob
 
 - ``registry`` ("atexit", "logging handlers") and ``name`` (of the logger, of the type of the object);
 - ``items``; ``same``: how many of these are the function (or type) of most items, ``example``: its name;
-- ``instances``: to how many different objects these are bound, ``type``: the type of such objects;
+- ``instances``: to how many different objects these are bound, ``type`` of these, where there are any;
 - ``duplicates`` (logging handlers): that do what another one of the logger does;
 - ``self_kept`` (weakref.finalize): whose function or arguments keep the very object that they wait for;
 - ``key``: registry, name and example in one; ``address`` of one of the items, or of the object.
@@ -83,6 +83,8 @@ def add_registries(ctx: Context, census: HeapCensus, interpreters: Sequence[Inte
     rows = sorted((r for r in rows if r["items"]), key=lambda r: (-r["items"], r["registry"], r["name"]))
     for row in rows:
         row["example"] = row["example"] and row["example"][:_LONGEST]
+        if row["type"] is None:
+            del row["type"]
         row["key"] = " ".join(filter(None, (row["registry"], row["name"], row["example"])))
     ctx.builder.snapshot.tables["registries"] = rows[:_MAX_ROWS]
 
