@@ -127,6 +127,17 @@ def clone_option(default: str) -> Callable[[_F], _F]:
     )
 
 
+def heap_option(command: _F) -> _F:
+    """--heap/--no-heap: whether objects and native blocks are counted."""
+    return click.option(
+        "--heap/--no-heap",
+        "heap",
+        default=None,
+        help="Look at the heap, too. Default: of cores below 128 MiB. Of a process only when asked: a "
+        "large one makes a frozen copy of itself for it, by a system call that is injected.",
+    )(command)
+
+
 def templates_option(command: _F) -> _F:
     """--templates DIR."""
     return click.option(

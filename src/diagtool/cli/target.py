@@ -62,6 +62,25 @@ def resolve(
     return Resolved(snap, Sources(snap.target, root))
 
 
+#: Bytes on disk of a core up to which its heap is looked at without being asked for: about two seconds.
+SMALL_CORE = 128 << 20
+
+
+def looks_at_heap(text: str, wanted: bool | None) -> bool:
+    """Whether the heap of what ``text`` names is to be looked at: as ``wanted``; by default of small cores.
+
+    Of a process only when somebody asks, because it may take an injected system call. Raises TargetError.
+    """
+    if wanted is not None:
+        return wanted
+    if kind_of(text) != "core":
+        return False
+    with Path(text).open("rb") as file:
+        plain = file.read(4) == b"\x7fELF"
+        on_disk = os.fstat(file.fileno()).st_blocks * 512
+    return on_disk <= (SMALL_CORE if plain else SMALL_CORE // 8)
+
+
 def _is_same(text: str, output: Path) -> bool:
     try:
         return os.path.samefile(text, output)  # noqa: PTH121
