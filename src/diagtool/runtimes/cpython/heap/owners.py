@@ -63,7 +63,7 @@ class Owners:
         self.objects = census.objects.address[order]
         self._kinds = census.objects.kind[order]
         #: What is smaller lies in pools, if there are any.
-        self._least = SMALL + 1 if len(census.pools.address) or census.pages else 1
+        self._least = SMALL + 1 if len(census.pools.address) else 1
         sizer = Sizer(ctx, census.types)
         #: Outside of pools: the own blocks of objects, and the tables of lists, dicts, sets and deques.
         self.large = self._own_blocks(sizer)
@@ -151,6 +151,9 @@ class Owners:
         return int(holder[0]) if holder[0] and not bare[0] and not unused[0] else 0
 
     def _own_blocks(self, sizer: Sizer) -> Spans:
+        if self.census.pages:
+            start, end = self.census.pages.find(self.objects)[2:4]
+            return spans(start, (end - start).astype(np.int64), self.objects)
         starts, sizes, owners = [], [], []
         for kind in range(len(self.census.types)):
             objects = self.census.of(kind)

@@ -19,6 +19,7 @@ from diagtool.runtimes.cpython.objects.reader import INLINE_VALUES, MANAGED_DICT
 _MAX_TYPES = 1 << 14  # of one array of objects; with more of them it is not objects
 _MAX_ENTRIES = 64  # entries of an instance's own dict that are looked through for an attribute
 _NAME_SPELLINGS = 8  # distinct string objects that may spell one attribute's name
+_DEFERRED = 1 << 6  # of ob_gc_bits
 _SHORT_TEXT = 96  # bytes of a string read in bulk; longer ones are read one by one
 
 _0 = np.uint64(0)
@@ -126,13 +127,16 @@ class Vectors:
         """Reference counts; -1 where the count means nothing (immortal, unreadable).
 
         A free-threaded build keeps two, of the owning thread and of all others, which add up
-        (Include/internal/pycore_object.h, ob_ref_local and ob_ref_shared with two flag bits).
+        (Include/internal/pycore_object.h, ob_ref_local and ob_ref_shared with two flag bits). Functions,
+        types, modules and the like have none there that counts everything: frames refer to them without
+        being counted, and some are counted by each thread for itself (_PyGC_BITS_DEFERRED, pycore_gc.h).
         """
         if self.objects.free_threaded:
             local = self.small(addresses, "PyObject.ob_ref_local", "<u4")
             shared = self.field(addresses, "PyObject.ob_ref_shared").astype(np.int64) >> 2
             total = local + shared
-            return np.where((addresses != 0) & (local < 1 << 30) & (total > 0), total, -1)
+            plain = self.small(addresses, "PyObject.ob_gc_bits", "u1") & _DEFERRED == 0
+            return np.where((addresses != 0) & (local < 1 << 30) & (total > 0) & plain, total, -1)
         counts = self.field(addresses, "PyObject.ob_refcnt")
         if self.objects.version >= (3, 12):
             counts = counts & np.uint64(0xFFFFFFFF)
