@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diagtool.capture.model import Capture
+from diagtool.runtimes.cpython.allocations import add_allocations
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.frames.codes import Codes
 from diagtool.runtimes.cpython.greenlets.decode import add_greenlets
@@ -69,6 +70,7 @@ def _decode(capture: Capture, heap: bool, why: str | None) -> Snapshot:
     with capture.memory.unwatched():
         if census is not None and heap:
             add_details(ctx, census, interpreters)
+            add_allocations(ctx, census)
             add_bases(ctx, census, interpreters, tasks.tasks.address)
         if census is not None and why is not None:
             add_why(ctx, census, interpreters, tasks.tasks.address, why)
