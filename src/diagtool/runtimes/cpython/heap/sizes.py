@@ -1,7 +1,7 @@
 """How many bytes objects take: their own block, and what they own outside of it.
 
 As ``sys.getsizeof`` counts, with what it leaves out: the attribute values of instances from 3.11 on, and the
-data that arrays of numpy own. Sources: ``__sizeof__`` of each type in
+data that arrays of numpy and tensors of torch own. Sources: ``__sizeof__`` of each type in
 Objects/*.c, the layout tables, and for array.array and numpy the structures that their C interfaces fix
 (Modules/arraymodule.c; PyArrayObject_fields, numpy/ndarraytypes.h).
 
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from diagtool.capture.memory import U64
 from diagtool.capture.segments import merged
 from diagtool.runtimes.cpython.context import Context
+from diagtool.runtimes.cpython.heap.tensors import TENSORS, storages
 from diagtool.runtimes.cpython.heap.types import HEAPTYPE, TypeTable
+from diagtool.runtimes.cpython.objects.addresssets import contains, distinct
 from diagtool.runtimes.cpython.objects.reader import MANAGED_DICT
 
 Sizes = NDArray[np.int64]
@@ -48,6 +50,7 @@ class Sizer:
         self._limit = max(total, 1 << 20)
         mapped = merged([(m.start, m.end) for m in ctx.capture.mappings if m.writable])
         self._mapped = np.array(mapped, np.uint64).reshape(-1, 2)
+        self._storages: U64 = np.zeros(0, np.uint64)  # of tensors, that were counted
 
     def of(self, kind: int, objects: U64) -> tuple[Sizes, Sizes]:
         """(own bytes with the collector's head, bytes owned outside) of objects of type number ``kind``."""
@@ -105,6 +108,7 @@ class Sizer:
             "collections.deque": self._deque,
             "array.array": self._array,
             "numpy.ndarray": self._ndarray,
+            **dict.fromkeys(TENSORS, self._tensor),
         }
         for base in self.ctx.objects.mro(address):
             reader = known.get(self.ctx.objects.type_name(base))
@@ -251,6 +255,15 @@ class Sizer:
             most = np.maximum(most, np.where((size >= 0) & (size <= self._limit), size, 0) * step)
         own_data = (flags & _OWNS_DATA != 0) & ~empty
         return np.zeros(len(objects), np.int64), np.where(own_data, most, 0) + 16 * count
+
+    def _tensor(self, objects: U64) -> tuple[Sizes, Sizes]:
+        """The bytes of a storage count with the first of its tensors."""
+        storage, owned = storages(self.ctx, objects)
+        first = np.zeros(len(objects), np.bool_)
+        first[np.unique(storage, return_index=True)[1]] = True
+        first &= ~contains(self._storages, storage)
+        self._storages = distinct(np.concatenate([self._storages, storage]))
+        return np.zeros(len(objects), np.int64), np.where(first, owned, 0)
 
     # -- dictionaries and instances ---------------------------------------------------------------------
 
