@@ -145,23 +145,39 @@ def _read_threads(ctx: Context, interpreter: Interpreter) -> None:
             address = m.u64(address + lay["PyThreadState.next"])
     except MemoryFault as fault:
         ctx.warn(f"the list of threads of interpreter {interpreter.id} ends early: {fault}")
+    collector = _stopper(ctx, interpreter) if ctx.runtime.free_threaded and interpreter.collecting else 0
     for t in interpreter.threads:
-        if not ctx.runtime.free_threaded and locked is not None:
+        if locked is not None:
             t.holds_gil = bool(locked) and holder == t.address
             t.waits_for_gil = not t.holds_gil and _waits_for(t.captured, interpreter.gil)
-        t.collecting = interpreter.collecting and bool(t.holds_gil)
+        t.collecting = interpreter.collecting and (bool(t.holds_gil) or t.address == collector)
 
 
 def _gil_state(ctx: Context, gil: int) -> tuple[int | None, int]:
-    """(locked, thread state of the last holder); locked is None when it can't be read or there is none."""
+    """(locked, thread state of the last holder); locked is None when it can't be read or there is none.
+
+    A free-threaded build has one that is not used, unless PYTHON_GIL=1 or an extension asks for it.
+    """
     m, lay = ctx.objects.memory, ctx.runtime.layout
     try:
+        if ctx.runtime.free_threaded and not m.i32(gil + lay["_gil_runtime_state.enabled"]):
+            return None, 0
         return (
             m.i32(gil + lay["_gil_runtime_state.locked"]),
             m.u64(gil + lay["_gil_runtime_state.last_holder"]),
         )
     except (MemoryFault, KeyError):
         return None, 0
+
+
+def _stopper(ctx: Context, interpreter: Interpreter) -> int:
+    """The thread state that has stopped all others, as the collector does without a GIL; 0 for none."""
+    try:
+        return ctx.objects.memory.u64(
+            interpreter.address + ctx.runtime.layout["PyInterpreterState.stoptheworld.requester"]
+        )
+    except (MemoryFault, KeyError):
+        return 0
 
 
 def _waits_for(thread: CapturedThread | None, gil: int) -> bool:
