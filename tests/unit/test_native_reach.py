@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from diagtool.capture.memory import AddressSpace
 from diagtool.capture.model import Capture, CapturedThread, Mapping, ProcessInfo
 from diagtool.capture.modules import Module
-from diagtool.runtimes.native import native_heap
+from diagtool.runtimes.native import fetching, native_heap
 from diagtool.runtimes.native.allocators import foreign_allocators
 from diagtool.runtimes.native.groups import class_name
+from diagtool.runtimes.native.hanging import causes
 from diagtool.runtimes.native.memorymap import less, sealed, stacks_of
 from diagtool.runtimes.native.reach import Edges, Targets, edges_between, mark, pointed_to
 from unit import made_heaps as made
@@ -211,7 +212,7 @@ def test_pointers_are_found_from_their_first_to_their_last_byte() -> None:
     at, inside = targets.find(words)
     assert inside.tolist() == [False, True, True, False, True, True, False, False, False]
     assert at[inside].tolist() == [0, 0, 1, 1]
-    assert set(np.flatnonzero(inside)) <= set(targets.likely(words).tolist())
+    assert set(np.flatnonzero(inside)) <= set(targets.likely(words)[0].tolist())
 
 
 def test_no_blocks_at_all() -> None:
@@ -282,6 +283,98 @@ def test_memory_that_was_sealed_is_a_root() -> None:
     assert group.count == len(lost) - 1
 
 
+def area_with(heap: Heap, word: int, permissions: str, path: str = "", at: int = 16) -> Capture:
+    """The capture of a heap beside which there is a page of memory with one word in it."""
+    area = made.Bytes(0x7F33_0000_0000, made.PAGE)
+    area.data[at : at + 8] = word.to_bytes(8, "little")
+    heap.ranges.append(area)
+    capture = captured(heap, r15=0)
+    capture.mappings = [
+        Mapping(m.start, m.end, permissions, 0, 0, path) if m.start == area.start else m
+        for m in capture.mappings
+    ]
+    return capture
+
+
+@pytest.mark.parametrize(
+    ("permissions", "path", "at", "root"),
+    [
+        ("rw-p", "", 16, True),
+        ("rw-s", "/dev/zero (deleted)", 16, True),
+        ("rw-s", "/memfd:scoreboard (deleted)", 16, True),
+        ("rw-s", "/srv/data.db", 16, False),
+        ("rw-s", "/dev/nvidia0", 16, False),
+        ("r-xp", "", 19, True),
+        ("rwxp", "", 21, True),
+        ("r-xp", "/usr/lib/libx.so", 16, False),
+        ("rw-p", "", 19, False),
+    ],
+)
+def test_where_a_pointer_keeps_a_block(permissions: str, path: str, at: int, root: bool) -> None:
+    heap, kept, lost = kept_and_lost()
+    (group,) = native_heap(area_with(heap, lost[5], permissions, path, at)).unreachable
+    others = sum(a not in (lost[5], kept[-1]) for a in lost)
+    assert group.count == others + (not root)
+
+
+def test_upper_bits_of_a_pointer_may_hold_something_else() -> None:
+    heap, _, lost = kept_and_lost()
+    (group,) = native_heap(area_with(heap, lost[5] | 0xBEEF << 48, "rw-p")).unreachable
+    assert group.count == len(lost) - 1
+
+
+def test_what_was_not_copied_in_the_stop_is_no_ground_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    heap, _, _ = kept_and_lost()
+    capture = captured(heap)
+    capture.kind = "live"
+    monkeypatch.setattr(fetching, "own_pages", lambda pid, spans: (list(spans), []))
+    for name in ("left_out", "skipped"):
+        area = made.Bytes(0x7F33_0000_0000, made.PAGE)
+        heap.ranges.append(area)
+        capture.mappings = heap.mappings()
+        setattr(capture, name, [(area.start, area.end)])
+        assert native_heap(capture).reachability.startswith("not judged: 4,096 bytes")
+        assert native_heap(capture).unreachable == []
+        setattr(capture, name, [])
+    assert native_heap(capture).reachability == "judged"
+
+
+def test_what_hangs_on_a_lost_block_is_told_with_it() -> None:
+    heap = Heap(VERSIONS[3])
+    arena = heap.main([(112, made.USED), (48, made.USED), (64, made.USED)] * 30)
+    by_size = {size: [a for a, s, _ in arena.blocks if s == size] for size in (48, 64, 112)}
+    for parent, child, grandchild in zip(by_size[112], by_size[48], by_size[64], strict=True):
+        heap.at(parent).put(parent + 8, child)
+        heap.at(child).put(child + 8, grandchild, parent)  # and back
+    heap.at(by_size[64][7]).put(by_size[64][7] + 8, 0)
+    found = native_heap(captured(heap))
+    groups = {g.size: g for g in found.unreachable}
+    assert {size: (g.count, g.heads) for size, g in groups.items()} == dict.fromkeys((48, 64, 112), (30, 0))
+    (lost,) = found.to_rows()["native_lost"]
+    assert (lost["count"], lost["hanging"], lost["bytes"]) == (30, 60, 30 * (112 + 48 + 64))
+
+
+def test_a_ring_of_lost_blocks_is_all_lost() -> None:
+    heap = Heap(VERSIONS[3])
+    blocks = [a for a, size, _ in heap.main([(112, made.USED)] * 300).blocks if size == 112]
+    for here, following in zip(blocks, [*blocks[1:], blocks[0]], strict=True):
+        heap.at(here).put(here + 8, following)
+    (lost,) = native_heap(captured(heap)).to_rows()["native_lost"]
+    assert (lost["count"], lost["hanging"]) == (300, 0)
+
+
+@given(st.integers(1, 40), st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39))), st.integers(1, 4))
+def test_everything_that_is_lost_has_one_cause(count: int, pairs: list[tuple[int, int]], kinds: int) -> None:
+    pairs = [(a, b) for a, b in pairs if a < count and b < count and a != b]
+    source, target = (np.array([p[i] for p in pairs], np.int64) for i in range(2))
+    heads = np.ones(count, np.bool_)
+    heads[target] = False
+    kind = np.arange(count, dtype=np.int64) % kinds
+    cause = causes(kind, heads, source, target)
+    assert set(cause.tolist()) <= set(kind.tolist())
+    assert (cause[heads] == kind[heads]).all()
+
+
 def test_rows_are_plain_and_add_up() -> None:
     heap, _, _ = kept_and_lost()
     heap.mmapped(200_000)
@@ -293,6 +386,7 @@ def test_rows_are_plain_and_add_up() -> None:
         "native_sizes",
         "native_unreachable",
         "native_foreign",
+        "native_lost",
         "native_warnings",
     }
     plain = (int, float, str, bool, type(None))

@@ -47,7 +47,7 @@ def native(**changes: Any) -> NativeHeap:
             UnreachableGroup(
                 1008, 1000, 1_008_000, 1000, "/srv/app/libworker.so", "retire", None, None, (16,)
             ),
-            UnreachableGroup(48, 20, 960, 0),
+            UnreachableGroup(48, 20, 960, 0, hangs=20),
         ],
         "known": [UnreachableGroup(32, 3, 96, 3, "/lib/libc.so.6", None, None, "the C library's own", (64,))],
         "reachability": "judged",
@@ -89,7 +89,7 @@ def test_the_view_goes_from_arenas_to_what_is_lost() -> None:
         "9.0 kB; 2.0 MB are free at their ends.",
         "unreachable: 1,020 blocks, 1.0 MB: no pointer leads to them any more",
         "  1,000     1.0 MB  1,008 bytes each, first word: retire in libworker.so",
-        "     20  960 bytes  48 bytes each, 20 of them linked from others",
+        "     20  960 bytes  48 bytes each, hanging on others",
         "known, and no leak: 3 blocks, 96 bytes",
         "  3  96 bytes  32 bytes each, first word: into libc.so.6 (the C library's own)",
         "",

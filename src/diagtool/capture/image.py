@@ -78,6 +78,7 @@ class FrozenMemory:
         sizes = self._ranges[:, 1] - self._ranges[:, 0]
         offsets = np.cumsum(sizes, dtype=np.uint64) - sizes
         limit = max(_LEAST_RESIDENT, min(_MOST_RESIDENT, room.headroom()))
+        capture.imaged = plan.joined([(m.start, m.end) for m in self._theirs])
         self._lazy = LazyBuffer(self._reader, self._ranges, offsets, limit)
         number = space.add_buffer(self._lazy.array, source=self._lazy)
         pairs = zip(self._ranges.tolist(), offsets.tolist(), strict=True)

@@ -117,6 +117,7 @@ def _capture(pid: int, reader: MemoryReader, max_copy: int, extra_pages: ExtraPa
     finally:
         prepared.close()
     capture = about.capture(stopped)
+    capture.skipped = list(prepared.skipped)
     about.complete(capture, stopped, _address_space(capture, stopped, prepared.buffer, reader))
     capture._closers += [reader, capture.memory]
     return capture
@@ -316,6 +317,6 @@ def _warn(capture: Capture, stopped: Stopped) -> None:
     if stopped.lost:
         size = sum(end - start for start, end in stopped.lost)
         warn(f"{size >> 10} KiB of memory could not be read in the stop")
-    swapped = resident_bytes(capture.process.pid)[1]
-    if swapped:
-        warn(f"{swapped >> 20} MiB of the process are swapped out; parts are read after the stop")
+    capture.swapped = resident_bytes(capture.process.pid)[1]
+    if capture.swapped:
+        warn(f"{capture.swapped >> 20} MiB of the process are swapped out; parts are read after the stop")

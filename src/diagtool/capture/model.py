@@ -97,6 +97,12 @@ class Capture:
     fds: dict[int, str] = field(default_factory=dict)
     #: Ranges of writable memory that were not copied in the stop, for want of room: read when asked for.
     left_out: list[tuple[int, int]] = field(default_factory=list)
+    #: Insides of big buffers that were not copied in the stop, on purpose: read when asked for.
+    skipped: list[tuple[int, int]] = field(default_factory=list)
+    #: What the image has: all but memory that a fork leaves out (MADV_DONTFORK).
+    imaged: list[tuple[int, int]] = field(default_factory=list)
+    #: Bytes of the process that were swapped out.
+    swapped: int = 0
     #: Bytes of memory that a core cut off should have and has not.
     missing: int = 0
     #: Pages of writable memory that were read after the stop: they may have changed since.

@@ -20,7 +20,7 @@ from diagtool.capture.memory import PAGE
 Ranges = NDArray[np.uint64]  # n x (start, end), page aligned
 
 _SCAN = 0xC0606610  # PAGEMAP_SCAN, Linux 6.7: _IOWR('f', 16, struct pm_scan_arg)
-_PRESENT, _PFNZERO = 1 << 3, 1 << 5  # PAGE_IS_PRESENT, PAGE_IS_PFNZERO
+_FILE, _PRESENT, _SWAPPED, _PFNZERO = 1 << 2, 1 << 3, 1 << 4, 1 << 5  # PAGE_IS_…
 _REGIONS = 1 << 14  # ranges of one call
 _REGION = 24  # sizeof(struct page_region): start, end, categories
 _BITS_STEP = 4 << 20  # bytes of pagemap read at once: 2 GiB of addresses
@@ -88,6 +88,39 @@ class Residency:
         kept.append(self._regions[:filled, :2].copy())
         return np.concatenate(kept), rest
 
+    def own(self, spans: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """What of ``spans`` was written to, wherever it is now, sorted; and what was not looked at."""
+        found: list[tuple[int, int]] = []
+        unseen: list[tuple[int, int]] = []
+        if not self._by_scan:
+            for start, end in spans:
+                words = self._words_of(start, end)
+                if words is None:
+                    unseen.append((start, end))
+                else:
+                    mine = (words >> 62 & 1 != 0) | (words >> 61 & 5 == 4)
+                    found += [(low, high) for low, high in runs(mine, start).tolist()]
+            return found, unseen
+        before = self._argument[8], self._argument[9]
+        for inverted, wanted in ((0, _SWAPPED), (_FILE | _PFNZERO, _PRESENT | _FILE | _PFNZERO)):
+            self._argument[8], self._argument[9] = inverted, wanted
+            ranges, rest = self.find(spans, 1 << 62)
+            found += [(low, high) for low, high in ranges.tolist()]
+            unseen += rest
+        self._argument[8], self._argument[9] = before
+        return sorted(found), unseen
+
+    # Bits 61 ("a page of a file, or shared"), 62 ("swapped") and 63 ("present") of each page tell it.
+    def _words_of(self, start: int, end: int) -> NDArray[np.uint64] | None:
+        size = (end - start + PAGE - 1) // PAGE * 8
+        if self._fd < 0 or size > _BITS_LIMIT:
+            return None
+        try:
+            bits = os.pread(self._fd, size, start // PAGE * 8)
+        except OSError:
+            return None
+        return np.frombuffer(bits, dtype=np.uint64) if len(bits) == size else None
+
     def _pages(self, filled: int, count: int) -> int:
         if count > 8:
             got = self._regions[filled : filled + count]
@@ -149,3 +182,17 @@ def runs(present: NDArray[np.bool_], start: int) -> Ranges:
     edges = np.flatnonzero(np.diff(padded))
     addresses: Ranges = edges.astype(np.uint64) * np.uint64(PAGE) + np.uint64(start)
     return addresses.reshape(-1, 2)
+
+
+def own_pages(
+    pid: int, spans: Sequence[tuple[int, int]]
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """What of ``spans`` a process wrote to: its own pages, in memory or swapped out; and what is not known.
+
+    Pages of files that nobody wrote to are not, nor what was never touched.
+    """
+    residency = Residency(pid)
+    try:
+        return residency.own(spans)
+    finally:
+        residency.close()

@@ -85,6 +85,9 @@ _COLUMNS: dict[str, dict[str, str]] = {
         "type": "text?",
         "known": "text?",
         "example": "address?",
+        "hangs": "number",
+        "hanging": "number",
+        "hanging_bytes": "number",
     },
     "native_foreign": {"name": "text", "library": "text", "mapped": "number", "note": "text"},
 }
@@ -304,6 +307,8 @@ def _begins_with(row: _Row) -> str:
         text += f", first word: {row['symbol']} in {library}"
     elif library:
         text += f", first word: into {library}"
-    if row["heads"] < row["count"]:
-        text += f", {row['count'] - row['heads']:,} of them linked from others"
+    if row["hangs"] == row["count"]:
+        text += ", hanging on others"
+    elif row["hanging"]:
+        text += f", {row['hanging']:,} more hang on them"
     return text

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diagtool.capture.elf import PF_X
 from diagtool.capture.memory import U64, AddressSpace, Mask, MemoryFault
 from diagtool.capture.modules import Module
+from diagtool.runtimes.native.hanging import causes
 from diagtool.runtimes.native.known import why_known
 from diagtool.runtimes.native.model import UnreachableGroup
 
@@ -31,11 +33,13 @@ def grouped(
     modules: Sequence[Module],
     address: U64,
     size: U64,
-    heads: Mask,
+    links: tuple[NDArray[np.int64], NDArray[np.int64]],
 ) -> list[UnreachableGroup]:
-    """Groups, the one with most bytes first. ``heads``: blocks that no other of these points to."""
+    """Groups, the one with most bytes first. ``links``: (source, target) of pointers between the blocks."""
     if not len(address):
         return []
+    heads = np.ones(len(address), dtype=np.bool_)
+    heads[links[1]] = False
     words = memory.load(address)[0]
     names = _Names(memory, modules)
     keys = np.where(names.inside(words), words, np.uint64(0))
@@ -45,8 +49,15 @@ def grouped(
     order = np.lexsort((keys, size))
     changes = (np.diff(size[order]) != 0) | (np.diff(keys[order]) != 0)
     first = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(order)]])
+    kinds = np.empty(len(order), dtype=np.int64)
+    kinds[order] = np.cumsum(np.concatenate([[0], changes.astype(np.int64)]))
+    cause = causes(kinds, heads, *links)
+    hangs = cause != kinds
+    own = np.bincount(kinds[hangs], minlength=len(first) - 1)
+    more = np.bincount(cause[hangs], minlength=len(first) - 1)
+    more_bytes = np.bincount(cause[hangs], weights=size[hangs].astype(np.float64), minlength=len(first) - 1)
     out = []
-    for low, high in pairwise(first.tolist()):
+    for number, (low, high) in enumerate(pairwise(first.tolist())):
         rows = order[low:high]
         bytes_each, word = int(size[rows[0]]), int(keys[rows[0]])
         library, symbol, kind = names.of(word) if word else (None, None, None)
@@ -56,6 +67,9 @@ def grouped(
                 count=len(rows),
                 bytes=bytes_each * len(rows),
                 heads=int(heads[rows].sum()),
+                hangs=int(own[number]),
+                hanging=int(more[number]),
+                hanging_bytes=int(more_bytes[number]),
                 library=library,
                 symbol=symbol,
                 type=kind,

@@ -8,12 +8,13 @@ from diagtool.capture.model import Capture
 from diagtool.capture.plan import is_anonymous
 from diagtool.capture.segments import merged
 from diagtool.runtimes.native.allocators import foreign_allocators
+from diagtool.runtimes.native.fetching import Fetched, fetch
 from diagtool.runtimes.native.glibc.heap import GlibcHeap, read_glibc
 from diagtool.runtimes.native.groups import grouped
 from diagtool.runtimes.native.memorymap import (
     Ranges,
+    code_made,
     data_of_modules,
-    fetch,
     less,
     private_memory,
     sealed,
@@ -48,9 +49,7 @@ def native_heap(capture: Capture, *, reachability: bool = True) -> NativeHeap:
     """
     data = data_of_modules(capture)
     private = private_memory(capture.mappings)
-    before = capture.late_pages
-    missing = fetch(capture, private)
-    late = capture.late_pages > before
+    fetched = fetch(capture, private)
     stacks, dead = stacks_of(capture)
     threads = [(t.tid, t.registers.get("fs_base", 0)) for t in capture.threads]
     glibc = read_glibc(capture.memory, capture.mappings, data, stacks, threads)
@@ -65,23 +64,28 @@ def native_heap(capture: Capture, *, reachability: bool = True) -> NativeHeap:
         return heap
     heap = _summed(glibc)
     heap.foreign = foreign
-    if missing:
-        size = sum(end - start for start, end in missing)
-        heap.warnings.append(f"{size >> 20} MiB of memory are not read, for want of room here")
+    if fetched.missing:
+        size = sum(end - start for start, end in fetched.missing)
+        heap.warnings.append(
+            f"{size >> 20} MiB of memory are not read, for want of room here or of knowing what is in them"
+        )
     if reachability:
-        heap.reachability = _why_not(capture, missing, late)
+        heap.reachability = _why_not(capture, fetched)
         if heap.reachability == "judged":
             roots = less(private, merged([*glibc.heaps, *glibc.own, *dead]))
-            _judge(capture, glibc, roots, heap)
+            _judge(capture, glibc, merged([*roots, *fetched.shared]), heap)
     return heap
 
 
 # Why it would be wrong to say what can't be reached; "judged" where it is not.
-def _why_not(capture: Capture, missing: Ranges, late: bool) -> str:
-    if missing:
+def _why_not(capture: Capture, fetched: Fetched) -> str:
+    if fetched.missing:
         return "not judged: memory is missing, pointers may be there"
-    if late:
-        return "not judged: a part of the memory was read after the stop, pointers may have moved meanwhile"
+    if fetched.late:
+        return (
+            f"not judged: {fetched.late:,} bytes of the memory were read after the stop, pointers may have "
+            "moved meanwhile"
+        )
     if any(not t.registers for t in capture.threads) or not capture.threads:
         return "not judged: a thread has no registers, pointers may be in them"
     if capture.missing:
@@ -103,17 +107,18 @@ def _judge(capture: Capture, glibc: GlibcHeap, roots: Ranges, heap: NativeHeap) 
     for thread in capture.threads:
         vectors: bytes = getattr(thread, "vectors", b"")  # where a capture has them
         registers.extend(np.frombuffer(vectors[: len(vectors) & -8], dtype="<u8").tolist())
-    marked = pointed_to(memory, targets, roots, registers, sealed(capture))
+    marked = pointed_to(memory, targets, roots, registers, sealed(capture), code_made(capture))
     edges = edges_between(memory, targets, glibc.heaps)
     found = mark(marked, edges)
     if not found.complete:
         heap.reachability = "not judged: the blocks form lists that are too long to follow"
         return
     lost = ~found.reached
-    held = np.zeros(len(rows), dtype=np.bool_)
-    held[edges.target[lost[edges.source]]] = True
+    number = np.cumsum(lost) - 1
+    among = lost[edges.source] & lost[edges.target]
+    links = number[edges.source[among]], number[edges.target[among]]
     mine = rows[lost]
-    groups = grouped(memory, capture.modules, blocks.address[mine], blocks.size[mine], ~held[lost])
+    groups = grouped(memory, capture.modules, blocks.address[mine], blocks.size[mine], links)
     if len(groups) > _MOST_GROUPS:
         rest = groups[_MOST_GROUPS:]
         heap.warnings.append(

@@ -13,10 +13,18 @@ from diagtool.capture.memory import PAGE, AddressSpace
 from diagtool.capture.model import Capture, Mapping
 from diagtool.capture.modules import Module
 from diagtool.capture.plan import RED_ZONE, MappingOrder, is_anonymous, is_writable_private
-from diagtool.capture.room import headroom
 from diagtool.capture.segments import merged
 
-__all__ = ["Ranges", "data_of_modules", "fetch", "is_libc", "less", "private_memory", "sealed", "stacks_of"]
+__all__ = [
+    "Ranges",
+    "code_made",
+    "data_of_modules",
+    "is_libc",
+    "less",
+    "private_memory",
+    "sealed",
+    "stacks_of",
+]
 
 #: Address ranges [start, end), sorted and disjoint.
 Ranges = list[tuple[int, int]]
@@ -24,7 +32,7 @@ Ranges = list[tuple[int, int]]
 _PTHREAD = 0x1000  # bytes of struct pthread that are looked at (0x900 with glibc 2.36)
 _MOST_STACK = 1 << 30  # bytes
 _MOST_SEALED = 64 << 20  # bytes of one mapping
-_AT_ONCE = 1 << 14  # pages fetched together
+_MOST_CODE = 64 << 20  # bytes in all
 
 
 def is_libc(module: Module) -> bool:
@@ -67,6 +75,16 @@ def sealed(capture: Capture) -> Ranges:
             x.contains(m.start) and x.flags_at(m.start) & PF_W for x in capture.modules
         ):
             out.append((m.start, m.end))
+    return merged(out)
+
+
+def code_made(capture: Capture) -> Ranges:
+    """Code that the process made itself: of just-in-time compilers, with addresses between instructions."""
+    out, room = [], _MOST_CODE
+    for m in capture.mappings:
+        if m.permissions[0] == "r" and m.permissions[2:] == "xp" and is_anonymous(m) and m.path[:1] != "[":
+            out.append((m.start, min(m.end, m.start + room)))
+            room -= out[-1][1] - m.start
     return merged(out)
 
 
@@ -131,17 +149,3 @@ def _by_pthread(memory: AddressSpace, thread: int, pointer: int) -> tuple[int, i
     for i in np.flatnonzero(good)[:1].tolist():
         return int(low[i]), int(low[i]) + int(size[i])
     return None
-
-
-def fetch(capture: Capture, ranges: Ranges) -> Ranges:
-    """Have what was left out of a live capture read, as far as there is room; returns what was not."""
-    room = headroom()
-    missing = []
-    for start, end in less(ranges, less([(0, 1 << 64)], merged(capture.left_out))):
-        if end - start > room:
-            missing.append((start, end))
-            continue
-        room -= end - start
-        for low in range(start & -PAGE, end, _AT_ONCE * PAGE):
-            capture.memory.load(np.arange(low, min(end, low + _AT_ONCE * PAGE), PAGE, dtype=np.uint64))
-    return missing

@@ -107,9 +107,11 @@ class UnreachableGroup:
     """Used blocks of one size and kind that no pointer of the process leads to.
 
     ``size``: chunk bytes of each; ``bytes`` of all. ``heads``: those that no other unreachable block points
-    to: what was lost; the rest hangs on them. What the first word points into: ``library`` (path), ``symbol``
-    (function, "+offset" behind it) and ``type`` (of a C++ object, by its vtable's type_info), None where it
-    points nowhere. ``known``: why this is no leak, None for a leak. ``examples``: some addresses.
+    to. ``hangs``: those that only were in reach of a lost block of another group; the others were lost
+    themselves. ``hanging``: blocks of other groups, of ``hanging_bytes``, that hang on these. What the first
+    word points into: ``library`` (path), ``symbol`` (function, "+offset" behind it) and ``type`` (of a C++
+    object, by its vtable's type_info), None where it points nowhere. ``known``: why this is no leak, None for
+    a leak. ``examples``: some addresses.
     """
 
     size: int
@@ -121,6 +123,21 @@ class UnreachableGroup:
     type: str | None = None
     known: str | None = None
     examples: tuple[int, ...] = ()
+    hangs: int = 0
+    hanging: int = 0
+    hanging_bytes: int = 0
+
+    @property
+    def lost(self) -> int:
+        """How many were lost themselves."""
+        return self.count - self.hangs
+
+    @property
+    def kind(self) -> str:
+        """What they are, in words: "blocks of 1,008 bytes (retire in libworker.so)"."""
+        library = (self.library or "").rpartition("/")[2]
+        begins = " in ".join(part for part in (self.type or self.symbol, library) if part)
+        return f"blocks of {self.size:,} bytes" + (f" ({begins})" if begins else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +190,9 @@ class NativeHeap:
         Fragmentation as fragmentation_*. ``native_arenas``, ``native_sizes``, ``native_foreign``: the fields
         of ArenaTotals, SizeClass, ForeignAllocator. ``native_unreachable``: the fields of UnreachableGroup
         with ``example`` (the first address) in place of ``examples``, known groups included.
-        ``native_warnings``: text.
+        ``native_lost``: what was lost itself, without known groups: ``kind`` (in words), ``count``, ``bytes``
+        (of these and what hangs on them), ``size`` of one, ``library``, ``hanging`` blocks, ``example`` (an
+        address in hex), ``text`` (a sentence). ``native_warnings``: text.
         """
         totals: dict[str, object] = {
             "allocator": self.allocator,
@@ -202,9 +221,27 @@ class NativeHeap:
             "native_arenas": _rows(self.arenas),
             "native_sizes": _rows(self.sizes),
             "native_unreachable": groups,
+            "native_lost": [_lost(group) for group in self.unreachable if group.lost],
             "native_foreign": _rows(self.foreign),
             "native_warnings": [{"text": text} for text in self.warnings],
         }
+
+
+def _lost(group: UnreachableGroup) -> dict[str, object]:
+    begins = group.type or group.symbol or (group.library or "").rpartition("/")[2]
+    text = f"each begins with a pointer to {begins}" if begins else "they begin with data, or nothing"
+    if group.hanging:
+        text += f"; {group.hanging:,} more blocks hang on them"
+    return {
+        "kind": group.kind,
+        "count": group.lost,
+        "bytes": group.lost * group.size + group.hanging_bytes,
+        "size": group.size,
+        "library": group.library,
+        "hanging": group.hanging,
+        "example": hex(group.examples[0]) if group.examples else None,
+        "text": text,
+    }
 
 
 def _rows(

@@ -11,7 +11,7 @@ steps came through is followed by doubling, for all blocks at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ _MOST_STEPS = 100_000  # some seconds
 _STEP = 4 << 20  # bytes scanned at a time
 _FAR = 64 << 20  # bytes between heaps that are told apart
 _MOST_FAR = 3
+_ADDRESS = np.uint64((1 << 48) - 1)  # bits of a pointer that say where it points to
 _CACHED = 1 << 17  # blocks whose addresses stay in the cache of a processor
 
 
@@ -54,12 +55,18 @@ class Targets:
     def __len__(self) -> int:
         return len(self.start)
 
-    def likely(self, words: U64) -> _Index:
-        """Places of the words that may point into a block."""
+    def likely(self, words: U64) -> tuple[_Index, U64]:
+        """(places of the words that may point into a block, where they point to).
+
+        Upper bits are ignored: addresses have 47, and what is built for speed keeps counters and types in
+        the other ones (boost::lockfree::tagged_ptr and its like).
+        """
+        addresses = words & _ADDRESS
         some = np.zeros(len(words), dtype=np.bool_)
         for low, high in self._hulls:
-            some |= words - np.uint64(low) < np.uint64(high - low)  # wraps where the word is lower
-        return np.flatnonzero(some)
+            some |= addresses - np.uint64(low) < np.uint64(high - low)  # wraps where the word is lower
+        places = np.flatnonzero(some)
+        return places, addresses[places]
 
     def find(self, addresses: U64, ordered: bool = False) -> tuple[_Index, Mask]:
         """For each address (``ordered``: they ascend) the block that holds it, and whether there is one."""
@@ -78,9 +85,15 @@ class Targets:
 
 
 def pointed_to(
-    memory: AddressSpace, targets: Targets, roots: Ranges, words: Iterable[int], constant: Ranges
+    memory: AddressSpace,
+    targets: Targets,
+    roots: Ranges,
+    words: Iterable[int],
+    constant: Sequence[tuple[int, int]] = (),
+    code: Sequence[tuple[int, int]] = (),
 ) -> Mask:
-    """Which blocks the roots point into: ranges of writable memory, words (registers), constant memory."""
+    """Which blocks the roots point into: ranges of writable memory, words (registers), memory that may not be
+    written to, and code, in which addresses stand at any place."""
     marked = np.zeros(len(targets), dtype=np.bool_)
     if not len(targets):
         return marked
@@ -92,11 +105,17 @@ def pointed_to(
         for start in range(low, high, _STEP):
             block = memory.load(np.arange(start, min(high, start + _STEP) & -8, 8, dtype=np.uint64))[0]
             _mark_words(targets, block, marked)
+    for low, high in code:
+        for start in range(low, high, _STEP):
+            raw = memory.try_read(start, min(high - start, _STEP + 8)) or b""
+            for offset in range(8):
+                part = raw[offset : offset + (len(raw) - offset & -8)]
+                _mark_words(targets, np.frombuffer(part, dtype="<u8"), marked)
     return marked
 
 
 def _mark_words(targets: Targets, words: U64, marked: Mask) -> None:
-    values = np.sort(words[targets.likely(words)])  # in order they are found much quicker
+    values = np.sort(targets.likely(words)[1])  # in order they are found much quicker
     at, inside = targets.find(values, ordered=True)
     marked[at[inside]] = True
 
@@ -122,8 +141,8 @@ def edges_between(memory: AddressSpace, targets: Targets, heaps: Ranges) -> Edge
     if not len(targets):
         return Edges(sources[0], ends[0], offsets[0])
     for start, words in memory.blocks(heaps, step=_STEP):
-        places = targets.likely(words)
-        at, good = targets.find(words[places])
+        places, addresses = targets.likely(words)
+        at, good = targets.find(addresses)
         places, at = places[good], at[good]
         own = places.astype(np.uint64) * np.uint64(8) + np.uint64(start)
         holder, held = targets.find(own, ordered=True)

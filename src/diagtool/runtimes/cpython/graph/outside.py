@@ -20,7 +20,8 @@ from diagtool.runtimes.cpython.heap.ranges import heap_ranges, joined_ranges, ma
 from diagtool.runtimes.cpython.heap.types import TypeTable
 from diagtool.runtimes.cpython.objects.addresssets import Ranges, without
 from diagtool.runtimes.native import native_heap
-from diagtool.runtimes.native.memorymap import fetch, private_memory, sealed, stacks_of
+from diagtool.runtimes.native.fetching import fetch
+from diagtool.runtimes.native.memorymap import private_memory, sealed, stacks_of
 from diagtool.runtimes.native.model import USED
 
 __all__ = ["Outside", "memory_outside"]
@@ -56,8 +57,8 @@ def memory_outside(ctx: Context, census: HeapCensus, owners: Owners, nodes: Node
     """Sort out the memory outside of pools. What a capture left out is read now, where there is room."""
     capture = ctx.capture
     late = capture.late_pages
-    missing = fetch(capture, private_memory(capture.mappings))
-    why_not = _why_not(ctx, missing, capture.late_pages > 0 or late > 0)
+    fetched = fetch(capture, private_memory(capture.mappings))
+    why_not = _why_not(ctx, fetched.missing, fetched.late > 0 or late > 0)
     written = [(s.start, s.end) for s in capture.memory.segments if s.writable]
     mapped = mapped_ranges(ctx, heap_ranges(ctx))
     used = joined_ranges(nodes.pool, np.full(len(nodes.pool), nodes.pool_size))
