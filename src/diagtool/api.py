@@ -93,6 +93,7 @@ def snapshot(
     sysroot: str | os.PathLike[str] | None = None,
     heap: bool = False,
     why: str | None = None,
+    graph: bool | None = None,
     native: bool | None = None,
     clone: CloneMode | None = None,
     keep: Callable[[Capture], None] | None = None,
@@ -101,6 +102,7 @@ def snapshot(
 
     ``heap`` counts all objects of a process or core by type, too (``Snapshot.tables["heap_types"]``);
     ``why``, the name of a type or the address of an object in hex, finds out who keeps it (``"heap_ways"``).
+    ``graph`` finds out what each type, module and large container keeps (``"heap_retained"``).
     ``native`` reads the heap of the C library (``"native_heap"`` and others); without it as ``heap`` says.
     ``clone``: see :func:`capture`; without it "auto" where the heap is looked at, else "never". ``keep`` is
     given the capture when it is decoded, before it is closed; its memory knows what was read for that.
@@ -116,7 +118,7 @@ def snapshot(
         if keep is not None:
             captured.memory.watch()
         try:
-            snap = decode(captured, heap=heap, why=why, native=native)
+            snap = decode(captured, heap=heap, why=why, graph=graph, native=native)
         except TargetError as error:
             # What was missing when it was opened, a core cut off, say, is most likely why.
             if captured.warnings:

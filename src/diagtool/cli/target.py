@@ -39,11 +39,14 @@ def resolve(
     output: Path | None = None,
     heap: bool = False,
     why: str | None = None,
+    graph: bool | None = None,
     native: bool | None = None,
     clone: CloneMode | None = None,
     keep: Callable[[Capture], None] | None = None,
 ) -> Resolved:
     """The snapshot of what ``text`` names, with ``heap`` its objects counted, with ``why`` who keeps some.
+
+    ``graph``: with what types, modules and containers keep; False: without looking for garbage.
 
     ``native``: with the heap of the C library; without it as ``heap`` says. Raises TargetError or StoreError.
     ``keep`` is given the capture when it is decoded.
@@ -54,7 +57,15 @@ def resolve(
         raise click.UsageError(f"{output} is the file to be read. Name another one with -o.")
     with progress(f"{_DOING[kind]} {text}"):
         snap = snapshot(
-            text, exe=exe, sysroot=sysroot, heap=heap, why=why, native=native, clone=clone, keep=keep
+            text,
+            exe=exe,
+            sysroot=sysroot,
+            heap=heap,
+            why=why,
+            graph=graph,
+            native=native,
+            clone=clone,
+            keep=keep,
         )
     root = sysroot
     if root is None and kind == "live":

@@ -15,15 +15,24 @@ __all__ = ["add_native", "decode"]
 NATIVE = "native"
 
 
-def decode(capture: Capture, *, heap: bool = False, why: str | None = None, native: bool = False) -> Snapshot:
-    """The snapshot of a captured process. ``heap``, ``why``: see :func:`diagtool.runtimes.cpython.decode`.
+def decode(
+    capture: Capture,
+    *,
+    heap: bool = False,
+    why: str | None = None,
+    graph: bool | None = None,
+    native: bool = False,
+) -> Snapshot:
+    """The snapshot of a captured process.
+
+    ``heap``, ``why``, ``graph``: see :func:`diagtool.runtimes.cpython.decode`.
 
     With ``native`` the heap of the C library is read, too (:func:`add_native`); then a process in which no
     Python can be read has a snapshot as well, of nothing else, and a warning says why. Raises NotSupported
     where nothing can be read.
     """
     try:
-        snapshot = decode_cpython(capture, heap=heap, why=why)
+        snapshot = decode_cpython(capture, heap=heap, why=why, graph=graph)
     except NotSupported as error:
         if not native or why is not None:
             raise

@@ -11,6 +11,7 @@ from diagtool.capture.model import Capture
 from diagtool.runtimes.cpython.allocations import add_allocations
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.frames.codes import Codes
+from diagtool.runtimes.cpython.graph.tables import add_graph
 from diagtool.runtimes.cpython.greenlets.decode import add_greenlets
 from diagtool.runtimes.cpython.heap.bases import add_bases
 from diagtool.runtimes.cpython.heap.details import add_details
@@ -30,11 +31,14 @@ from diagtool.snapshot.model import Snapshot, SnapshotBuilder, Target
 _MAX_HELD_THINGS = 10_000  # things whose holders are looked for
 
 
-def decode(capture: Capture, *, heap: bool = False, why: str | None = None) -> Snapshot:
+def decode(
+    capture: Capture, *, heap: bool = False, why: str | None = None, graph: bool | None = None
+) -> Snapshot:
     """Decode threads and tasks of a captured CPython process.
 
     With ``heap`` its objects are counted by type, with ``why`` (an address, or the name of a type) it is
-    found out who keeps them: tables of the snapshot (``heap.tables``).
+    found out who keeps them: tables of the snapshot (``heap.tables``). ``graph``: who keeps how much, too
+    (``graph.tables``). Below a size what nobody refers to is looked for with ``heap`` unless it is False.
 
     Raises NotSupported when the process has no CPython of a known version, or its file is needed and not
     here; whatever else can't be read becomes a warning of the snapshot.
@@ -42,13 +46,13 @@ def decode(capture: Capture, *, heap: bool = False, why: str | None = None) -> S
     collecting = gc.isenabled()
     gc.disable()  # nothing of what is made becomes garbage, and there is much of it
     try:
-        return _decode(capture, heap, why)
+        return _decode(capture, heap, why, graph)
     finally:
         if collecting:
             gc.enable()
 
 
-def _decode(capture: Capture, heap: bool, why: str | None) -> Snapshot:
+def _decode(capture: Capture, heap: bool, why: str | None, graph: bool | None) -> Snapshot:
     runtime = find_runtime(capture)
     objects = Objects(capture.memory, runtime.layout, runtime.version, runtime.free_threaded)
     target = describe(capture, runtime.flavour)
@@ -76,6 +80,9 @@ def _decode(capture: Capture, heap: bool, why: str | None) -> Snapshot:
             add_why(ctx, census, interpreters, tasks.tasks.address, why)
     stuck = judge_exclusive(ctx, tasks, threads)
     holder = _hold(ctx, interpreters, tasks)
+    if census is not None and heap and graph is not False:
+        with capture.memory.unwatched():  # it may read what is late: after what is to be of one instant
+            add_graph(ctx, census, interpreters, tasks.tasks.address, asked=graph is True)
     snapshot = ctx.builder.finish()
     rows = slice(tasks.first, tasks.first + len(tasks.tasks))
     snapshot.stacks.holder[rows] = holder

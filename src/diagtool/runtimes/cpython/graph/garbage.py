@@ -51,19 +51,18 @@ def roots_of(graph: Graph) -> NDArray[np.bool_]:
     # A count that says nothing (immortal), and references that no word of an object explains.
     roots |= (kind >= 0) & ((graph.references < 0) | (graph.references > graph.inner))
     roots &= kind >= BARE
-    # Bare blocks that no object leads to: memory of C code.
-    bare = kind == BARE
-    source = graph.sources()
-    led_to = reachable(*_only(graph, source, ~bare[source] | bare[graph.target]), np.flatnonzero(kind >= 0))
-    roots |= bare & ~led_to
+    roots |= blocks_of_others(graph)
     return roots
 
 
-def _only(
-    graph: Graph, source: NDArray[np.int32], keep: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    counts = np.bincount(source[keep], minlength=len(graph.nodes))
-    return np.concatenate([[0], np.cumsum(counts)]), graph.target[keep]
+def blocks_of_others(graph: Graph) -> NDArray[np.bool_]:
+    """Which nodes are bare blocks that no object leads to: memory of C code."""
+    kind = graph.nodes.kind
+    bare: NDArray[np.bool_] = kind == BARE
+    to_bare = bare[graph.target]
+    counts = np.bincount(graph.sources()[to_bare], minlength=len(kind))
+    first = np.concatenate([[0], np.cumsum(counts)])
+    return bare & ~reachable(first, graph.target[to_bare], np.flatnonzero(kind >= 0))
 
 
 def find_garbage(

@@ -11,6 +11,9 @@ __all__ = ["Walker", "components", "reachable"]
 
 Mask = NDArray[np.bool_]
 
+_SMALL = 1 << 20  # nodes
+_LEVELS = 100
+
 
 class Walker:
     """Breadth-first walks over one graph from the same roots, each without some of its nodes.
@@ -32,6 +35,11 @@ class Walker:
         self._graph: Any = csr_array((values, indices, indptr), shape=(size, size), copy=False)
         self._indices: NDArray[Any] = self._graph.indices
         self._first = first
+
+    def cut(self, nodes: NDArray[np.intp]) -> None:
+        """From now on walks reach ``nodes``, and go no further from there."""
+        counts = self._first[nodes + 1] - self._first[nodes]
+        self._indices[edges_of(self._first, nodes)] = np.repeat(nodes, counts)
 
     def reach(self, without: NDArray[np.intp] | None = None) -> Mask:
         """Which nodes the roots reach; ``without`` those given, which count as not reached."""
@@ -75,8 +83,21 @@ def edges_of(first: NDArray[np.int64], nodes: NDArray[np.intp]) -> NDArray[np.in
 
 
 def reachable(first: NDArray[np.int64], target: NDArray[np.int32], roots: NDArray[np.intp]) -> Mask:
-    """Which nodes ``roots`` reach, themselves included."""
-    return Walker(first, target, roots).reach()
+    """Which nodes ``roots`` reach, themselves included.
+
+    A small graph that is not deep is walked level by level, without scipy, which takes longer to import.
+    """
+    nodes = len(first) - 1
+    reached = np.zeros(nodes, np.bool_)
+    reached[roots] = True
+    frontier = roots
+    for _ in range(_LEVELS if nodes <= _SMALL else 0):
+        following = target[edges_of(first, frontier)]
+        frontier = np.unique(following[~reached[following]])
+        if not len(frontier):
+            return reached
+        reached[frontier] = True
+    return Walker(first, target, np.flatnonzero(reached)).reach()
 
 
 def components(source: NDArray[Any], target: NDArray[Any], nodes: int, strong: bool) -> NDArray[np.int32]:

@@ -1,0 +1,189 @@
+"""The graph as tables of a Snapshot: the collector, garbage, lost references, and what keeps how much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from diagtool.capture.memory import U64, MemoryFault
+from diagtool.runtimes.cpython.context import Context
+from diagtool.runtimes.cpython.graph.collector import Collector, generations_of, read_collector
+from diagtool.runtimes.cpython.graph.garbage import Garbage, find_garbage, roots_of
+from diagtool.runtimes.cpython.graph.lost import find_lost
+from diagtool.runtimes.cpython.graph.questions import Retention, ask_who_keeps
+from diagtool.runtimes.cpython.graph.scan import Graph, build_graph
+from diagtool.runtimes.cpython.heap.census import HeapCensus
+from diagtool.runtimes.cpython.heap.why import ways_to
+from diagtool.runtimes.cpython.threads.interpreters import Interpreter
+
+__all__ = ["MOST_OBJECTS", "add_graph"]
+
+#: Objects up to which the graph is made unasked. (Some 120 bytes of our memory for each.)
+MOST_OBJECTS = 10_000_000
+_MUCH = 1000  # garbage objects from which it is asked how old they are
+_MAX_TYPES = 200  # rows of a table by type
+_LEVELS = 8  # steps from a root to a container
+_OLD = 2  # number of the oldest generation
+
+
+def add_graph(
+    ctx: Context, census: HeapCensus, interpreters: Sequence[Interpreter], tasks: U64, asked: bool = False
+) -> None:
+    """Tables ``gc``, ``heap_garbage``, ``heap_lost`` and ``heap_graph``; if ``asked`` also ``heap_retained``.
+
+    ``heap_graph``, one row: ``objects``, ``references`` (words of objects that refer to one), ``exact``,
+    ``why_not``, and ``reached_bytes`` (of all that is kept from outside).
+
+    ``gc``, a row an interpreter: the fields of Collector without ``heads``, ``generations`` (objects in each)
+    and ``frozen_objects`` if asked or where there is much garbage; and of all interpreters together
+    ``garbage`` (objects), ``garbage_bytes``, ``garbage_cycles`` and ``old_garbage`` (of the oldest generation
+    or frozen, which only a full collection looks at, or none).
+
+    ``heap_garbage`` and ``heap_lost``, by type: the fields of GarbageType and LostReferences with ``type`` in
+    place of ``kind``, ``example`` of ``examples``. ``heap_retained``, most bytes first: ``what`` (type,
+    module, container), ``name``, ``bytes``, ``objects`` and ``own``; of containers ``address``, ``items`` and
+    ``held_by``. ``sure`` is false where there was no time to ask all who may keep as much.
+    """
+    collectors = [_collector(ctx, i) for i in interpreters]
+    tables = ctx.builder.snapshot.tables
+    tables["gc"] = [_row(c) for c in collectors]
+    if ctx.runtime.free_threaded:
+        return  # counts of references are split between threads and may be deferred
+    if len(census.objects) > MOST_OBJECTS and not asked:
+        ctx.warn(
+            f"{len(census.objects):,} objects: what they refer to was not looked at, so garbage and lost "
+            "references are not known (`diagtool heap TARGET --retained` does)"
+        )
+        return
+    graph = build_graph(ctx, census)
+    names = _Names(ctx, census)
+    garbage = find_garbage(graph, graph.weight, census.types.flags, roots_of(graph))
+    for row in tables["gc"]:
+        row["garbage"], row["garbage_bytes"] = garbage.objects, garbage.bytes
+        row["garbage_cycles"] = garbage.cycles
+    if asked or garbage.objects >= _MUCH:
+        _add_generations(ctx, census, graph, collectors, garbage)
+    _add_garbage(names, garbage)
+    if graph.exact:
+        _add_lost(ctx, census, graph, names)
+    tables["heap_graph"] = [
+        {
+            "objects": len(census.objects),
+            "references": len(graph.target),
+            "exact": graph.exact,
+            "why_not": graph.why_not or None,
+        }
+    ]
+    if asked:
+        kept = ask_who_keeps(ctx, census, graph, interpreters)
+        tables["heap_graph"][0]["reached_bytes"] = kept.total
+        _add_retained(ctx, census, interpreters, tasks, names, kept)
+
+
+class _Names:
+    def __init__(self, ctx: Context, census: HeapCensus) -> None:
+        self.ctx = ctx
+        self.tables = ctx.builder.snapshot.tables
+        self._address = census.types.address
+
+    def of(self, kind: int) -> str:
+        address = int(self._address[kind])
+        return self.ctx.objects.qualified_type(address) or f"type at {address:#x}"
+
+
+def _collector(ctx: Context, interpreter: Interpreter) -> Collector:
+    try:
+        return read_collector(ctx, interpreter)
+    except MemoryFault as fault:
+        ctx.warn(f"the collector of interpreter {interpreter.id} could not be read: {fault}")
+        return Collector(interpreter.id, interpreter.collects, interpreter.collecting)
+
+
+def _row(collector: Collector) -> dict[str, Any]:
+    return {
+        "interpreter": collector.interpreter,
+        "enabled": collector.enabled,
+        "collecting": collector.collecting,
+        "thresholds": collector.thresholds,
+        "counts": collector.counts,
+        "collections": collector.collections or None,
+        "collected": collector.collected or None,
+        "uncollectable": collector.uncollectable,
+        "frozen": collector.frozen,
+    }
+
+
+def _add_generations(
+    ctx: Context, census: HeapCensus, graph: Graph, collectors: list[Collector], garbage: Garbage
+) -> None:
+    members = generations_of(ctx, graph.nodes, census.types, collectors)
+    old = 0
+    if members and any(len(c.heads) for c in collectors):
+        lists = np.array([i for c in collectors for i, _ in enumerate(c.heads)])
+        of = members[0].of
+        mine = of[garbage.mask & (of >= 0)]
+        old = int(np.count_nonzero(lists[mine] >= _OLD))
+    rows = ctx.builder.snapshot.tables["gc"]
+    for row, member in zip(rows, members, strict=True):
+        row["generations"] = member.sizes[:-1]
+        row["frozen_objects"] = member.sizes[-1] if member.sizes else None
+        row["old_garbage"] = old
+
+
+def _add_garbage(names: _Names, garbage: Garbage) -> None:
+    names.tables["heap_garbage"] = [
+        {"type": names.of(t.kind), "count": t.count, "bytes": t.bytes, "in_cycles": t.in_cycles}
+        for t in garbage.types[:_MAX_TYPES]
+    ]
+
+
+def _add_lost(ctx: Context, census: HeapCensus, graph: Graph, names: _Names) -> None:
+    names.tables["heap_lost"] = [
+        {
+            "type": names.of(found.kind),
+            "objects": found.objects,
+            "references": found.references,
+            "unreferenced": found.unreferenced,
+            "bytes": found.bytes,
+            "example": hex(found.examples[0]) if found.examples else None,
+        }
+        for found in find_lost(ctx, census, graph, graph.weight)[:_MAX_TYPES]
+    ]
+
+
+def _add_retained(
+    ctx: Context,
+    census: HeapCensus,
+    interpreters: Sequence[Interpreter],
+    tasks: U64,
+    names: _Names,
+    kept: Retention,
+) -> None:
+    known = {r["address"]: r.get("held_by") for r in names.tables.get("heap_containers", ())}
+    address = np.array([c.address for c in kept.containers if c.address not in known], np.uint64)
+    order = np.argsort(address)
+    size = np.array([c.bytes for c in kept.containers if c.address not in known], np.int64)
+    ways = ways_to(ctx, census, interpreters, tasks, address[order], size[order], _LEVELS)
+    rows = [
+        {"what": what, "name": k.name, "bytes": k.bytes, "objects": k.objects, "own": k.own, "sure": k.sure}
+        for what, answers in (("type", kept.types), ("module", kept.modules))
+        for k in answers
+    ]
+    for c in kept.containers:
+        way = ways.get(c.address)
+        rows.append(
+            {
+                "what": "container",
+                "name": c.name,
+                "bytes": c.bytes,
+                "objects": c.objects,
+                "own": c.own,
+                "sure": c.sure,
+                "address": hex(c.address),
+                "items": c.items,
+                "held_by": known.get(c.address) or (way.text if way is not None else None),
+            }
+        )
+    names.tables["heap_retained"] = sorted(rows, key=lambda row: -int(row["bytes"]))
