@@ -63,7 +63,7 @@ class Segments:
     def page(
         self, segment: int, block: int, tag: int, capacity: int, free: list[int], **lists: list[int]
     ) -> int:
-        """A page whose blocks ``free``, and those of further lists (``local_free``, ``xthread_free``), are."""
+        """A page whose blocks ``free``, and those of ``local_free`` and ``xthread_free``, are free."""
         n = self.slice[segment]
         entry = segment + 264 + n * self.entry
         self.slice[segment] += 1
