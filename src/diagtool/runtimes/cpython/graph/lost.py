@@ -36,6 +36,7 @@ class LostReferences:
     unreferenced: int
     bytes: int
     examples: list[int] = field(default_factory=list)  # addresses, unreferenced ones first
+    nodes: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))  # of unreferenced ones
 
 
 def find_lost(
@@ -74,6 +75,7 @@ def find_lost(
                 int(np.count_nonzero(mine & nothing)),
                 int(weight[rows[mine & nothing]].sum()),
                 shown.tolist(),
+                rows[mine & nothing],
             )
         )
     return sorted(out, key=lambda found: (-found.unreferenced, -found.objects, -found.references))

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diagtool.capture.memory import U64, MemoryFault
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.graph.collector import Collector, generations_of, read_collector
 from diagtool.runtimes.cpython.graph.garbage import Garbage, find_garbage, roots_of
-from diagtool.runtimes.cpython.graph.lost import find_lost
+from diagtool.runtimes.cpython.graph.lost import LostReferences, find_lost
 from diagtool.runtimes.cpython.graph.questions import Retention, ask_who_keeps
 from diagtool.runtimes.cpython.graph.scan import Graph, build_graph
+from diagtool.runtimes.cpython.graph.walk import Walker
 from diagtool.runtimes.cpython.heap.census import HeapCensus
 from diagtool.runtimes.cpython.heap.why import ways_to
 from diagtool.runtimes.cpython.threads.interpreters import Interpreter
@@ -23,6 +25,9 @@ __all__ = ["MOST_OBJECTS", "add_graph"]
 #: Objects up to which the graph is made unasked. (Some 120 bytes of our memory for each.)
 MOST_OBJECTS = 10_000_000
 _MUCH = 1000  # garbage objects from which it is asked how old they are
+_FEW = 20  # lost objects from which it is asked what hangs on them
+_MOST_WALKS = 10
+_TYPES_TOLD = 3
 _MAX_TYPES = 200  # rows of a table by type
 _LEVELS = 8  # steps from a root to a container
 _OLD = 2  # number of the oldest generation
@@ -31,20 +36,28 @@ _OLD = 2  # number of the oldest generation
 def add_graph(
     ctx: Context, census: HeapCensus, interpreters: Sequence[Interpreter], tasks: U64, asked: bool = False
 ) -> None:
-    """Tables ``gc``, ``heap_garbage``, ``heap_lost`` and ``heap_graph``; if ``asked`` also ``heap_retained``.
+    """Tables ``gc``, ``garbage``, ``heap_garbage``, ``heap_lost``, ``heap_graph``; if ``asked`` also
+    ``heap_retained``.
 
     ``heap_graph``, one row: ``objects``, ``references`` (words of objects that refer to one), ``exact``,
     ``why_not``, and ``reached_bytes`` (of all that is kept from outside).
 
-    ``gc``, a row an interpreter: the fields of Collector without ``heads``, ``generations`` (objects in each)
-    and ``frozen_objects`` if asked or where there is much garbage; and of all interpreters together
-    ``garbage`` (objects), ``garbage_bytes``, ``garbage_cycles`` and ``old_garbage`` (of the oldest generation
-    or frozen, which only a full collection looks at, or none).
+    ``gc``, a row an interpreter: the fields of Collector without ``heads``, ``off`` (it never runs by
+    itself), and if asked or where there is much garbage ``generations`` (objects in each) and
+    ``frozen_objects``.
 
-    ``heap_garbage`` and ``heap_lost``, by type: the fields of GarbageType and LostReferences with ``type`` in
-    place of ``kind``, ``example`` of ``examples``. ``heap_retained``, most bytes first: ``what`` (type,
-    module, container), ``name``, ``bytes``, ``objects`` and ``own``; of containers ``address``, ``items`` and
-    ``held_by``. ``sure`` is false where there was no time to ask all who may keep as much.
+    ``garbage``, one row, of all interpreters: ``count`` (objects), ``bytes``, ``cycles``, ``off``,
+    ``threshold`` (of the youngest generation, the lowest), ``types`` (in words); where there is much ``old``
+    (objects of the oldest generation or frozen, which only a full collection looks at, or none).
+    ``heap_garbage``, by type: the fields of GarbageType, ``type`` in place of ``kind``.
+
+    ``heap_lost``, by type: ``type``, ``objects`` with references that nothing holds, how many ``references``,
+    ``unreferenced`` (objects that nothing refers to) with their ``bytes`` and all that only they keep,
+    ``example`` (an address). Only where the capture is of one instant.
+
+    ``heap_retained``, most bytes first: ``what`` (type, module, container), ``name``, ``bytes``, ``objects``
+    and ``own``; of containers ``address``, ``items`` and ``held_by``. ``sure`` is false where there was no
+    time to ask all who may keep as much.
     """
     collectors = [_collector(ctx, i) for i in interpreters]
     tables = ctx.builder.snapshot.tables
@@ -59,15 +72,13 @@ def add_graph(
         return
     graph = build_graph(ctx, census)
     names = _Names(ctx, census)
-    garbage = find_garbage(graph, graph.weight, census.types.flags, roots_of(graph))
-    for row in tables["gc"]:
-        row["garbage"], row["garbage_bytes"] = garbage.objects, garbage.bytes
-        row["garbage_cycles"] = garbage.cycles
+    roots = roots_of(graph)
+    garbage = find_garbage(graph, graph.weight, census.types.flags, roots)
+    _add_garbage(names, garbage, collectors)
     if asked or garbage.objects >= _MUCH:
         _add_generations(ctx, census, graph, collectors, garbage)
-    _add_garbage(names, garbage)
     if graph.exact:
-        _add_lost(ctx, census, graph, names)
+        _add_lost(ctx, census, graph, names, np.flatnonzero(roots))
     tables["heap_graph"] = [
         {
             "objects": len(census.objects),
@@ -105,6 +116,7 @@ def _row(collector: Collector) -> dict[str, Any]:
     return {
         "interpreter": collector.interpreter,
         "enabled": collector.enabled,
+        "off": _is_off(collector),
         "collecting": collector.collecting,
         "thresholds": collector.thresholds,
         "counts": collector.counts,
@@ -115,42 +127,69 @@ def _row(collector: Collector) -> dict[str, Any]:
     }
 
 
+def _is_off(collector: Collector) -> bool | None:
+    """gc.disable(), or a threshold of 0 (Modules/gcmodule.c, gc_alloc)."""
+    if collector.enabled is not None and collector.thresholds:
+        return not collector.enabled or collector.thresholds[0] == 0
+    return collector.enabled if collector.enabled is None else not collector.enabled
+
+
+def _add_garbage(names: _Names, garbage: Garbage, collectors: list[Collector]) -> None:
+    told = [(t, names.of(t.kind)) for t in garbage.types[:_MAX_TYPES]]
+    off = [_is_off(c) for c in collectors]
+    looped = sorted((t for t in told if t[0].in_cycles), key=lambda t: -t[0].in_cycles)
+    names.tables["garbage"] = [
+        {
+            "count": garbage.objects,
+            "bytes": garbage.bytes,
+            "cycles": garbage.cycles,
+            "off": None if None in off or len(set(off)) != 1 else off[0],
+            "threshold": min((c.thresholds[0] for c in collectors if c.thresholds), default=None),
+            "types": ", ".join(f"{t.in_cycles:,} {name}" for t, name in looped[:_TYPES_TOLD]),
+        }
+    ]
+    names.tables["heap_garbage"] = [
+        {"type": name, "count": t.count, "bytes": t.bytes, "in_cycles": t.in_cycles} for t, name in told
+    ]
+
+
 def _add_generations(
     ctx: Context, census: HeapCensus, graph: Graph, collectors: list[Collector], garbage: Garbage
 ) -> None:
     members = generations_of(ctx, graph.nodes, census.types, collectors)
-    old = 0
-    if members and any(len(c.heads) for c in collectors):
+    tables = ctx.builder.snapshot.tables
+    for row, member in zip(tables["gc"], members, strict=True):
+        row["generations"] = member.sizes[:-1]
+        row["frozen_objects"] = member.sizes[-1] if member.sizes else None
+    if members and any(c.heads for c in collectors):
         lists = np.array([i for c in collectors for i, _ in enumerate(c.heads)])
         of = members[0].of
         mine = of[garbage.mask & (of >= 0)]
-        old = int(np.count_nonzero(lists[mine] >= _OLD))
-    rows = ctx.builder.snapshot.tables["gc"]
-    for row, member in zip(rows, members, strict=True):
-        row["generations"] = member.sizes[:-1]
-        row["frozen_objects"] = member.sizes[-1] if member.sizes else None
-        row["old_garbage"] = old
+        tables["garbage"][0]["old"] = int(np.count_nonzero(lists[mine] >= _OLD))
 
 
-def _add_garbage(names: _Names, garbage: Garbage) -> None:
-    names.tables["heap_garbage"] = [
-        {"type": names.of(t.kind), "count": t.count, "bytes": t.bytes, "in_cycles": t.in_cycles}
-        for t in garbage.types[:_MAX_TYPES]
-    ]
-
-
-def _add_lost(ctx: Context, census: HeapCensus, graph: Graph, names: _Names) -> None:
+def _add_lost(ctx: Context, census: HeapCensus, graph: Graph, names: _Names, roots: NDArray[np.intp]) -> None:
+    found = find_lost(ctx, census, graph, graph.weight)[:_MAX_TYPES]
+    if any(lost.unreferenced >= _FEW for lost in found):
+        _with_what_they_keep(graph, found, roots)
     names.tables["heap_lost"] = [
         {
-            "type": names.of(found.kind),
-            "objects": found.objects,
-            "references": found.references,
-            "unreferenced": found.unreferenced,
-            "bytes": found.bytes,
-            "example": hex(found.examples[0]) if found.examples else None,
+            "type": names.of(lost.kind),
+            "objects": lost.objects,
+            "references": lost.references,
+            "unreferenced": lost.unreferenced,
+            "bytes": lost.bytes,
+            "example": hex(lost.examples[0]) if lost.examples else None,
         }
-        for found in find_lost(ctx, census, graph, graph.weight)[:_MAX_TYPES]
+        for lost in found
     ]
+
+
+def _with_what_they_keep(graph: Graph, found: Sequence[LostReferences], roots: NDArray[np.intp]) -> None:
+    walker = Walker(graph.first, graph.target, roots)
+    everything = int(graph.weight[walker.reach()].sum())
+    for lost in [f for f in found if f.unreferenced >= _FEW][:_MOST_WALKS]:
+        lost.bytes = everything - int(graph.weight[walker.reach(without=lost.nodes)].sum())
 
 
 def _add_retained(
