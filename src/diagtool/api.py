@@ -94,6 +94,7 @@ def snapshot(
     heap: bool = False,
     why: str | None = None,
     graph: bool | None = None,
+    values: str | None = None,
     native: bool | None = None,
     clone: CloneMode | None = None,
     keep: Callable[[Capture], None] | None = None,
@@ -102,6 +103,7 @@ def snapshot(
 
     ``heap`` counts all objects of a process or core by type, too (``Snapshot.tables["heap_types"]``);
     ``why``, the name of a type or the address of an object in hex, finds out who keeps it (``"heap_ways"``).
+    ``values``, the name of a type, shows examples of it, shortened and without secrets (``"heap_values"``).
     ``graph`` finds out what each type, module and large container keeps (``"heap_retained"``).
     ``native`` reads the heap of the C library (``"native_heap"`` and others); without it as ``heap`` says.
     ``clone``: see :func:`capture`; without it "auto" where the heap is looked at, else "never". ``keep`` is
@@ -118,7 +120,7 @@ def snapshot(
         if keep is not None:
             captured.memory.watch()
         try:
-            snap = decode(captured, heap=heap, why=why, graph=graph, native=native)
+            snap = decode(captured, heap=heap, why=why, graph=graph, values=values, native=native)
         except TargetError as error:
             # What was missing when it was opened, a core cut off, say, is most likely why.
             if captured.warnings:

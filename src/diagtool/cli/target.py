@@ -40,6 +40,7 @@ def resolve(
     heap: bool = False,
     why: str | None = None,
     graph: bool | None = None,
+    values: str | None = None,
     native: bool | None = None,
     clone: CloneMode | None = None,
     keep: Callable[[Capture], None] | None = None,
@@ -47,6 +48,7 @@ def resolve(
     """The snapshot of what ``text`` names, with ``heap`` its objects counted, with ``why`` who keeps some.
 
     ``graph``: with what types, modules and containers keep; False: without looking for garbage.
+    ``values``: with examples of objects of types of this name.
 
     ``native``: with the heap of the C library; without it as ``heap`` says. Raises TargetError or StoreError.
     ``keep`` is given the capture when it is decoded.
@@ -63,6 +65,7 @@ def resolve(
             heap=heap,
             why=why,
             graph=graph,
+            values=values,
             native=native,
             clone=clone,
             keep=keep,

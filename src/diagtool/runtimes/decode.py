@@ -21,18 +21,19 @@ def decode(
     heap: bool = False,
     why: str | None = None,
     graph: bool | None = None,
+    values: str | None = None,
     native: bool = False,
 ) -> Snapshot:
     """The snapshot of a captured process.
 
-    ``heap``, ``why``, ``graph``: see :func:`diagtool.runtimes.cpython.decode`.
+    ``heap``, ``why``, ``graph``, ``values``: see :func:`diagtool.runtimes.cpython.decode`.
 
     With ``native`` the heap of the C library is read, too (:func:`add_native`); then a process in which no
     Python can be read has a snapshot as well, of nothing else, and a warning says why. Raises NotSupported
     where nothing can be read.
     """
     try:
-        snapshot = decode_cpython(capture, heap=heap, why=why, graph=graph)
+        snapshot = decode_cpython(capture, heap=heap, why=why, graph=graph, values=values)
     except NotSupported as error:
         if not native or why is not None:
             raise

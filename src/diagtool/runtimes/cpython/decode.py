@@ -15,6 +15,7 @@ from diagtool.runtimes.cpython.graph.tables import add_graph
 from diagtool.runtimes.cpython.greenlets.decode import add_greenlets
 from diagtool.runtimes.cpython.heap.bases import add_bases
 from diagtool.runtimes.cpython.heap.details import add_details
+from diagtool.runtimes.cpython.heap.details.values import add_values
 from diagtool.runtimes.cpython.heap.tables import add_heap, add_why
 from diagtool.runtimes.cpython.liveness.holders import hold_stacks
 from diagtool.runtimes.cpython.liveness.waiters import judge_exclusive
@@ -32,13 +33,19 @@ _MAX_HELD_THINGS = 10_000  # things whose holders are looked for
 
 
 def decode(
-    capture: Capture, *, heap: bool = False, why: str | None = None, graph: bool | None = None
+    capture: Capture,
+    *,
+    heap: bool = False,
+    why: str | None = None,
+    graph: bool | None = None,
+    values: str | None = None,
 ) -> Snapshot:
     """Decode threads and tasks of a captured CPython process.
 
     With ``heap`` its objects are counted by type, with ``why`` (an address, or the name of a type) it is
     found out who keeps them: tables of the snapshot (``heap.tables``). ``graph``: who keeps how much, too
     (``graph.tables``). Below a size what nobody refers to is looked for with ``heap`` unless it is False.
+    ``values`` with ``heap``: examples of objects of types of this name (``heap.details.values``).
 
     Raises NotSupported when the process has no CPython of a known version, or its file is needed and not
     here; whatever else can't be read becomes a warning of the snapshot.
@@ -46,13 +53,15 @@ def decode(
     collecting = gc.isenabled()
     gc.disable()  # nothing of what is made becomes garbage, and there is much of it
     try:
-        return _decode(capture, heap, why, graph)
+        return _decode(capture, heap, why, graph, values)
     finally:
         if collecting:
             gc.enable()
 
 
-def _decode(capture: Capture, heap: bool, why: str | None, graph: bool | None) -> Snapshot:
+def _decode(
+    capture: Capture, heap: bool, why: str | None, graph: bool | None, values: str | None
+) -> Snapshot:
     runtime = find_runtime(capture)
     objects = Objects(capture.memory, runtime.layout, runtime.version, runtime.free_threaded)
     target = describe(capture, runtime.flavour)
@@ -76,6 +85,8 @@ def _decode(capture: Capture, heap: bool, why: str | None, graph: bool | None) -
             add_details(ctx, census, interpreters)
             add_allocations(ctx, census)
             add_bases(ctx, census, interpreters, tasks.tasks.address)
+        if census is not None and values is not None:
+            add_values(ctx, census, interpreters, values)
         if census is not None and why is not None:
             add_why(ctx, census, interpreters, tasks.tasks.address, why)
     stuck = judge_exclusive(ctx, tasks, threads)

@@ -383,6 +383,10 @@ class PlainObjects:
             return False
         return self.text(address) == name
 
+    def key_names(self, keys: int) -> U64:
+        """Addresses of the keys of a keys object, 0 for those that are gone."""
+        return self._entries(keys)[0]
+
     def key_index(self, keys: int, name: str) -> int:
         """Index of ``name`` in a keys object, -1 when it is not there."""
         known = self._key_index.get((keys, name))

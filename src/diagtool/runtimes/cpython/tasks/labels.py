@@ -43,6 +43,11 @@ def looks_secret(name: str) -> bool:
     return _SECRET.search(name) is not None
 
 
+def secret_text(text: str) -> bool:
+    """Whether a text looks like credentials by itself: a token, a private key, an address with a password."""
+    return _SECRET_TEXT.match(text) is not None
+
+
 class ContextValues:
     """What the contexts of one process hold: values by tree."""
 
