@@ -6,6 +6,9 @@ They run where tools/fetch_interpreters.py --free-threaded could build an interp
 from __future__ import annotations
 
 import json
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +92,30 @@ def test_the_objects_of_all_threads_are_counted(interpreter: Interpreter, tmp_pa
     with launch(path, interpreter=interpreter) as program:
         check(program, diagtool.snapshot(program.pid, heap=True))
         check(program, diagtool.snapshot(program.gcore(tmp_path), heap=True))
+
+
+def test_one_that_could_not_be_had_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    """The core of another interpreter, made to say that it was a free-threaded 3.15."""
+    newer = [i for i in interpreters("release") if i.minor >= 13 and not i.root]
+    if not newer:
+        pytest.skip("no interpreter here says at the start of its data what it is")
+    path = tmp_path / "program.py"
+    path.write_text("import os, time; print('READY', os.getpid(), flush=True); time.sleep(1000)")
+    with launch(path, interpreter=newer[0]) as program:
+        core = program.gcore(tmp_path)
+    data = bytearray(core.read_bytes())
+    start = data.index(b"xdebugpy")
+    while data[start + 10 : start + 12] != bytes([newer[0].minor, 3]):  # the same letters elsewhere
+        start = data.index(b"xdebugpy", start + 1)
+    data[start + 8 : start + 24] = struct.pack("<QQ", 0x030F00F0, 1)
+    core.write_bytes(data)
+    for command in ("heap", "stacks"):
+        done = subprocess.run(
+            [sys.executable, "-m", "diagtool", command, str(core)], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 3
+        assert "free-threaded CPython 3.15 is not read" in done.stderr
+        assert len(done.stderr.splitlines()) == 2  # what, and what to do
 
 
 @on_each

@@ -88,7 +88,7 @@ def _from_debug_offsets(memory: AddressSpace, address: int, module: Module) -> R
     if free_threaded and version not in TESTED_FREE_THREADED:
         raise NotSupported(
             f"free-threaded CPython {version[0]}.{version[1]} is not read: none could be had to test with",
-            "Use its release build, or 3.13t, or `pystack remote PID` for plain thread stacks.",
+            "Use its release build, or 3.14t, or `pystack remote PID` for plain thread stacks.",
         )
     micro = hexversion >> 8 & 0xFF
     try:
