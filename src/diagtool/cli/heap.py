@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     "--limit", type=click.IntRange(min=1), metavar="N", help="Show N types; default: 30 (JSON: all)."
 )
 @click.option("--native", is_flag=True, help="Show the heap of the C library, in place of the objects.")
+@click.option(
+    "--sites", is_flag=True, help="Show where memory was allocated, as far as somebody recorded that."
+)
 @clone_option("auto")
 @format_option("terminal", "json")
 @output_option("Write to FILE instead of the standard output.")
@@ -41,6 +44,7 @@ def command(
     why: str | None,
     limit: int | None,
     native: bool,
+    sites: bool,
     clone: CloneMode | None,
     output_format: str,
     output: Path | None,
@@ -62,6 +66,10 @@ def command(
     With --native the blocks of the C library's malloc are shown: used and free by arena and size, and
     blocks that no pointer of the process leads to any more: leaks of C code. It needs no Python.
 
+    With --sites it is shown where memory was allocated: if the program runs with tracemalloc (python3 -X
+    tracemalloc, tracemalloc.start()), or `diagtool snapshot --allocations` watched it. With --type only
+    where objects of TYPE were allocated. TARGET may be what tracemalloc.Snapshot.dump() wrote, too.
+
     A running process is stopped while its memory is copied, and runs on. A large one makes a frozen copy of
     itself instead, by one system call that is injected; --clone never forbids that.
 
@@ -70,6 +78,7 @@ def command(
         diagtool heap 4242
         diagtool heap core.4242 --type 'app.*'
         diagtool heap core.4242 --why app.Image
+        diagtool heap 4242 --sites --type app.Image
         diagtool heap 4242 --native
         diagtool heap FILE.diag --format json
 
@@ -80,10 +89,27 @@ def command(
         3   the target could not be read, or FILE not be written
     """
     from diagtool.cli.output import print_lines, print_text, width
+    from diagtool.cli.sites import show_sites
     from diagtool.cli.target import resolve
     from diagtool.report import heap, nativeheap, terminal
     from diagtool.report import json as documents
 
+    if sites:
+        if native or why is not None:
+            raise click.UsageError("--sites is a view of its own: it has no --native and no --why.")
+        return show_sites(
+            resolve(
+                target,
+                exe=exe,
+                sysroot=sysroot,
+                output=output,
+                heap=True,
+                graph=False,
+                native=False,
+                clone=clone,
+            ),
+            *(target, pattern, limit, output_format, output, verbose),
+        )
     if native:
         if pattern is not None or why is not None:
             raise click.UsageError("--native shows blocks of C: they have no --type and no --why.")

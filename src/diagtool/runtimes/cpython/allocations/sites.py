@@ -14,7 +14,7 @@ from diagtool.runtimes.cpython.heap.census import HeapCensus
 __all__ = ["site_rows"]
 
 _MAX_ROWS = 20_000  # sites kept; the rest is one row
-_MAX_TYPES = 8  # types told of one site, those with most bytes
+_MAX_TYPES = 16  # types told of one site, those with most bytes
 _MAX_FRAMES = 100  # frames told of one site
 _SOURCE = "tracemalloc"
 
