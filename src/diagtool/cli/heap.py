@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 @click.option(
     "--limit", type=click.IntRange(min=1), metavar="N", help="Show N types; default: 30 (JSON: all)."
 )
+@click.option(
+    "--show",
+    type=click.Choice(["caches", "registries", "strings", "exceptions", "views", "debug"]),
+    help="Show what keeps objects, in place of the types.",
+)
+@click.option("--values", is_flag=True, help="Show a few objects of --type TYPE, shortened, no secrets.")
 @click.option("--native", is_flag=True, help="Show the heap of the C library, in place of the objects.")
 @click.option(
     "--sites", is_flag=True, help="Show where memory was allocated, as far as somebody recorded that."
@@ -43,6 +49,8 @@ def command(
     pattern: str | None,
     why: str | None,
     limit: int | None,
+    show: str | None,
+    values: bool,
     native: bool,
     sites: bool,
     clone: CloneMode | None,
@@ -63,6 +71,15 @@ def command(
     task, or C. Of a type with many objects 200 are looked at, spread over memory. It needs a process or a
     core; keys and items of containers are not shown.
 
+    With --show what keeps objects is shown: caches of functools, with hits and misses and the keys that
+    nobody can ask for again (lost); registries of callbacks (atexit, hooks at fork, signals, loggers and
+    handlers, finalizers, weak references, warnings); interned strings; stored exceptions and what their
+    tracebacks keep; small views of large numpy arrays; what asyncio's debug mode wrote down. --type picks
+    rows by their names.
+
+    With --type TYPE --values a few objects of TYPE are shown, shortened. What is known under a name that
+    looks like a secret (password, token, key) is not, nor is text that looks like credentials.
+
     With --native the blocks of the C library's malloc are shown: used and free by arena and size, and
     blocks that no pointer of the process leads to any more: leaks of C code. It needs no Python.
 
@@ -79,6 +96,8 @@ def command(
         diagtool heap core.4242 --type 'app.*'
         diagtool heap core.4242 --why app.Image
         diagtool heap 4242 --sites --type app.Image
+        diagtool heap 4242 --show caches
+        diagtool heap 4242 --type app.Order --values
         diagtool heap 4242 --native
         diagtool heap FILE.diag --format json
 
@@ -88,6 +107,7 @@ def command(
         2   wrong usage
         3   the target could not be read, or FILE not be written
     """
+    from diagtool.cli.heapviews import show_details
     from diagtool.cli.output import print_lines, print_text, width
     from diagtool.cli.sites import show_sites
     from diagtool.cli.target import resolve
@@ -109,6 +129,23 @@ def command(
                 clone=clone,
             ),
             *(target, pattern, limit, output_format, output, verbose),
+        )
+    if show is not None or values:
+        if native or why is not None or (values and (show is not None or pattern is None)):
+            raise click.UsageError("--show and --values are views of their own; --values needs --type TYPE.")
+        return show_details(
+            resolve(
+                target,
+                exe=exe,
+                sysroot=sysroot,
+                output=output,
+                heap=True,
+                native=False,
+                graph=False,
+                values=pattern if values else None,
+                clone=clone,
+            ),
+            *(target, show, pattern, limit, output_format, output, verbose),
         )
     if native:
         if pattern is not None or why is not None:

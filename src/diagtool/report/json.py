@@ -15,6 +15,7 @@ from typing import Any
 
 from diagtool._version import __version__
 from diagtool.leaks.model import Cluster, Finding, Report, WaitingOn
+from diagtool.report import heapdetails
 from diagtool.report.heap import TypeCount, Way
 from diagtool.report.nativeheap import document as native_heap
 from diagtool.report.tree import Node
@@ -104,6 +105,7 @@ def heap(snap: Snapshot, rows: Sequence[TypeCount], ways: Sequence[Way] = ()) ->
             for w in ways
         ],
         "native": native_heap(snap),
+        **heapdetails.document(snap),
         "warnings": list(snap.warnings),
     }
 
