@@ -21,7 +21,7 @@ from diagtool.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from diagtool.leaks.model import Verdict
+    from diagtool.leaks.model import Report, Verdict
     from diagtool.report.text import Line
     from diagtool.snapshot.model import Snapshot
 
@@ -69,8 +69,8 @@ def command(
     of one process, oldest first, report only what persisted or grew.
 
     With --heap objects and native blocks are counted, too, and judged: what is lost, who holds most, and in
-    a series what grew (three snapshots taken with --heap, the last after the load is over). Of cores below
-    128 MiB that is done without being asked.
+    a series what grew (three snapshots taken with --heap, the last after the load is over). Of a core that
+    is done without being asked where its stacks show nothing likely, and where it is small.
 
     A running process is stopped for milliseconds and runs on. Nothing is executed in it. A core is never
     read as a whole; files of its machine that are missing here can be given with --exe and --sysroot, and
@@ -111,11 +111,19 @@ def command(
         resolve(target, exe=exe, sysroot=sysroot, output=output, heap=looks_at_heap(target, heap))
         for target in targets
     ]
-    with progress("looking for leaks"):
-        try:
-            report = find_leaks([r.snapshot for r in resolved], templates=known, min_count=min_count)
-        except SeriesError as error:
-            raise click.UsageError(f"{error}. {error.hint}") from error
+
+    def judged() -> Report:
+        with progress("looking for leaks"):
+            try:
+                return find_leaks([r.snapshot for r in resolved], templates=known, min_count=min_count)
+            except SeriesError as error:
+                raise click.UsageError(f"{error}. {error.hint}") from error
+
+    report = judged()
+    unsure = heap is None and len(targets) == 1 and not report.at_least("likely")
+    if unsure and _has_more(targets[0], resolved[0].snapshot):
+        resolved = [resolve(targets[0], exe=exe, sysroot=sysroot, output=output, heap=True)]
+        report = judged()
     if output_format == "json":
         print_text(documents.dumps(documents.leaks(report)), output)
     else:
@@ -125,10 +133,15 @@ def command(
     return 1 if fail_on != "never" and report.at_least(fail_on) else 0
 
 
-def _hint(target: str, snap: Snapshot) -> list[Line]:
-    """That a large core has a heap, too."""
+def _has_more(target: str, snap: Snapshot) -> bool:
+    """Whether there is a heap that was not looked at yet: that of a core."""
     from diagtool.api import kind_of
 
-    if kind_of(target) != "core" or "heap" in snap.tables:
+    return kind_of(target) == "core" and "heap" not in snap.tables
+
+
+def _hint(target: str, snap: Snapshot) -> list[Line]:
+    """That a large core has a heap, too."""
+    if not _has_more(target, snap):
         return []
     return [[("the heap was not looked at; --heap does, and takes longer", "label")]]

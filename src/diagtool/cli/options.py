@@ -133,7 +133,8 @@ def heap_option(command: _F) -> _F:
         "--heap/--no-heap",
         "heap",
         default=None,
-        help="Look at the heap, too. Default: of cores below 128 MiB. Of a process only when asked: a "
+        help="Look at the heap, too. Default: of small cores; of a large one `leaks` does where its stacks "
+        "show nothing likely. Of a process only when asked: a "
         "large one makes a frozen copy of itself for it, by a system call that is injected.",
     )(command)
 
