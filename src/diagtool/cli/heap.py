@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 )
 @click.option("--values", is_flag=True, help="Show a few objects of --type TYPE, shortened, no secrets.")
 @click.option("--native", is_flag=True, help="Show the heap of the C library, in place of the objects.")
+@click.option("--retained", is_flag=True, help="Show what types, modules and containers keep alone.")
+@click.option("--garbage", is_flag=True, help="Show what nobody refers to: garbage, and what C code lost.")
 @click.option(
     "--sites", is_flag=True, help="Show where memory was allocated, as far as somebody recorded that."
 )
@@ -52,6 +54,8 @@ def command(
     show: str | None,
     values: bool,
     native: bool,
+    retained: bool,
+    garbage: bool,
     sites: bool,
     clone: CloneMode | None,
     output_format: str,
@@ -80,6 +84,10 @@ def command(
     With --type TYPE --values a few objects of TYPE are shown, shortened. What is known under a name that
     looks like a secret (password, token, key) is not, nor is text that looks like credentials.
 
+    With --retained it is shown how many bytes would be free without a type, the globals of a module, or one
+    container, with all that only they keep. With --garbage: whether the cycle collector is on, what only
+    it can free, and objects with more references than anything holds, which C code has lost.
+
     With --native the blocks of the C library's malloc are shown: used and free by arena and size, and
     blocks that no pointer of the process leads to any more: leaks of C code. It needs no Python.
 
@@ -98,6 +106,8 @@ def command(
         diagtool heap 4242 --sites --type app.Image
         diagtool heap 4242 --show caches
         diagtool heap 4242 --type app.Order --values
+        diagtool heap core.4242 --retained
+        diagtool heap 4242 --garbage
         diagtool heap 4242 --native
         diagtool heap FILE.diag --format json
 
@@ -108,6 +118,7 @@ def command(
         3   the target could not be read, or FILE not be written
     """
     from diagtool.cli.heapviews import show_details
+    from diagtool.cli.keepers import show_keepers
     from diagtool.cli.output import print_lines, print_text, width
     from diagtool.cli.sites import show_sites
     from diagtool.cli.target import resolve
@@ -147,6 +158,24 @@ def command(
             ),
             *(target, show, pattern, limit, output_format, output, verbose),
         )
+    if retained or garbage:
+        if (retained and garbage) or native or why is not None or pattern is not None:
+            raise click.UsageError(
+                "--retained and --garbage are views of their own: no other goes with them."
+            )
+        return show_keepers(
+            resolve(
+                target,
+                exe=exe,
+                sysroot=sysroot,
+                output=output,
+                heap=True,
+                graph=True,
+                native=False,
+                clone=clone,
+            ),
+            *(target, garbage, limit, output_format, output, verbose),
+        )
     if native:
         if pattern is not None or why is not None:
             raise click.UsageError("--native shows blocks of C: they have no --type and no --why.")
@@ -160,7 +189,15 @@ def command(
             print_lines(nativeheap.lines(found.snapshot, limit or nativeheap.LIMIT, view), output)
         return 0
     resolved = resolve(
-        target, exe=exe, sysroot=sysroot, output=output, heap=True, why=why, native=False, clone=clone
+        target,
+        exe=exe,
+        sysroot=sysroot,
+        output=output,
+        heap=True,
+        why=why,
+        graph=False,
+        native=False,
+        clone=clone,
     )
     snap = resolved.snapshot
     if not heap.has_census(snap):

@@ -18,6 +18,7 @@ from diagtool.leaks.model import Cluster, Finding, Report, WaitingOn
 from diagtool.report import heapdetails
 from diagtool.report.heap import TypeCount, Way
 from diagtool.report.nativeheap import document as native_heap
+from diagtool.report.retained import document as keepers
 from diagtool.report.tree import Node
 from diagtool.snapshot.model import KINDS, Frame, Snapshot, Stack, Target
 
@@ -105,6 +106,7 @@ def heap(snap: Snapshot, rows: Sequence[TypeCount], ways: Sequence[Way] = ()) ->
             for w in ways
         ],
         "native": native_heap(snap),
+        **keepers(snap),
         **heapdetails.document(snap),
         "warnings": list(snap.warnings),
     }
