@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from diagtool.capture.errors import NoSuchTarget, NotPermitted, NotSupported, TargetError
 from diagtool.capture.model import Capture
+from diagtool.ingest import HEAD, is_evidence, read_evidence
 from diagtool.leaks.model import Report
 from diagtool.snapshot import store
 from diagtool.snapshot.model import Snapshot
@@ -24,7 +25,7 @@ TargetName = int | str | os.PathLike[str]
 _MAX_PID = 1 << 22
 
 
-def kind_of(target: TargetName) -> Literal["live", "core", "store"]:
+def kind_of(target: TargetName) -> Literal["live", "core", "store", "evidence"]:
     """What ``target`` names. Files are told by their content, digits are a pid unless a file is so called.
 
     Raises NoSuchTarget, NotPermitted or NotSupported.
@@ -41,7 +42,10 @@ def kind_of(target: TargetName) -> Literal["live", "core", "store"]:
             what = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
             raise NotSupported(f"{text} is {what}", "Name a process id, a core file or a .diag file.")
         with path.open("rb") as file:
-            return "store" if store.is_store(file.read(len(store.MAGIC))) else "core"
+            head = file.read(HEAD)
+        if store.is_store(head):
+            return "store"
+        return "evidence" if is_evidence(head) else "core"
     except PermissionError:
         raise NotPermitted(
             f"{text} may not be read by this user", "Try it as its owner, or with sudo."
@@ -99,7 +103,7 @@ def snapshot(
     clone: CloneMode | None = None,
     keep: Callable[[Capture], None] | None = None,
 ) -> Snapshot:
-    """The decoded state of a process (pid), a core or a .diag file (path).
+    """The decoded state of a process (pid), a core, a .diag file or a dump of tracemalloc (path).
 
     ``heap`` counts all objects of a process or core by type, too (``Snapshot.tables["heap_types"]``);
     ``why``, the name of a type or the address of an object in hex, finds out who keeps it (``"heap_ways"``).
@@ -110,8 +114,11 @@ def snapshot(
     given the capture when it is decoded, before it is closed; its memory knows what was read for that.
     Raises TargetError (``diagtool.capture.errors``), or StoreError for a .diag file.
     """
-    if kind_of(target) == "store":
+    kind = kind_of(target)
+    if kind == "store":
         return store.load(os.fspath(target))  # type: ignore[arg-type]  # an int is live
+    if kind == "evidence":
+        return read_evidence(os.fspath(target))  # type: ignore[arg-type]
     from diagtool.runtimes.decode import decode
 
     native = heap if native is None else native

@@ -441,7 +441,7 @@ def test_what_was_missing_is_said_when_nothing_could_be_decoded(
 
     (tmp_path / "core.1").write_bytes(b"\x7fELF")
     monkeypatch.setattr("diagtool.capture.core.open_core", opened)
-    monkeypatch.setattr("diagtool.runtimes.cpython.decode", no_python)
+    monkeypatch.setattr("diagtool.runtimes.decode.decode_cpython", no_python)
     assert main(["leaks", str(tmp_path / "core.1")]) == 3
     assert says(capsys) == [
         "diagtool: no CPython interpreter was found in this process",

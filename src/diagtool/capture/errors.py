@@ -28,3 +28,7 @@ class NotSupported(TargetError):
 
 class BadCore(TargetError):
     """Not a core file, or one that can't be used."""
+
+
+class BadEvidence(TargetError):
+    """What another program wrote, and that can't be used."""

@@ -122,7 +122,7 @@ def command(
     from diagtool.cli.output import print_lines, print_text, width
     from diagtool.cli.sites import show_sites
     from diagtool.cli.target import resolve
-    from diagtool.report import heap, nativeheap, terminal
+    from diagtool.report import allocations, heap, nativeheap, terminal
     from diagtool.report import json as documents
 
     if sites:
@@ -201,6 +201,8 @@ def command(
     )
     snap = resolved.snapshot
     if not heap.has_census(snap):
+        if why is None and allocations.has_sites(snap):
+            return show_sites(resolved, target, pattern, limit, output_format, output, verbose)
         raise NoCensus(target)
     if why is not None and "heap_why" not in snap.tables:
         raise NoMemory(target)

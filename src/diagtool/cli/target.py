@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from diagtool.capture.image import CloneMode
     from diagtool.capture.model import Capture
 
-_DOING = {"live": "reading process", "core": "reading core", "store": "reading"}
+_DOING = {"live": "reading process", "core": "reading core", "store": "reading", "evidence": "reading"}
 
 
 @dataclass(frozen=True, slots=True)
