@@ -15,6 +15,7 @@ from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.frames.codes import Codes
 from diagtool.runtimes.cpython.heap.mimalloc import COLLECTED, MEMORY, OBJECT, Pages, find_pages
 from diagtool.runtimes.cpython.heap.mimallocobjects import used_blocks
+from diagtool.runtimes.cpython.objects.census import living_without_gil
 from diagtool.runtimes.cpython.objects.reader import Objects
 from diagtool.runtimes.cpython.objects.vectors import Vectors
 from diagtool.runtimes.cpython.runtime import Runtime
@@ -205,3 +206,21 @@ def test_whatever_was_written_over_the_heads_there_is_an_answer(data: st.DataObj
     assert (pages.handed_out * pages.block <= pages.size).all()
     assert (pages.used <= pages.handed_out).all()
     assert len(used_blocks(pages, np.arange(len(pages)))) == pages.used.sum()
+
+
+def test_heads_of_living_objects() -> None:
+    cases = [  # ob_tid, ob_ref_local, ob_ref_shared, ob_mutex, ob_gc_bits; alive
+        ((7, 1, 0, 0, 1), True),
+        ((7, 0, 0, 0, 1), False),  # dead
+        ((0, 0, 3 << 2 | 3, 0, 1), True),  # merged
+        ((0, 5, 0, 0, 1), False),  # a count of its own, and nobody's
+        ((0, 5, 0, 0, 1 | 4), True),  # the collector has its number there
+        ((7, 2, -(1 << 2), 0, 1), True),  # given back by another thread
+        ((7, 1, -(1 << 2), 0, 1), False),
+        ((0, 0xFFFFFFFF, 0, 0, 0), True),  # immortal
+        ((7, 1, (1 << 60) << 2, 0, 64), True),  # deferred, as 3.14 has it
+        ((7, 1, (1 << 60) << 2, 0, 0), False),
+        ((7, 1, 0, 200, 1), False),  # no lock has this state
+    ]
+    columns = np.array([head for head, _ in cases], np.int64).T
+    assert living_without_gil(*columns).tolist() == [alive for _, alive in cases]

@@ -23,6 +23,7 @@ _IMMORTAL = 1 << 30
 _MUTEX_STATES = 3  # PyMutex: locked, has waiters
 _IMMORTAL_LOCAL = (1 << 32) - 1  # _Py_IMMORTAL_REFCNT_LOCAL
 DEFERRED = 1 << 6  # _PyGC_BITS_DEFERRED, Include/internal/pycore_gc.h
+_UNREACHABLE = 1 << 2  # _PyGC_BITS_UNREACHABLE: of all objects not yet reached in a collection
 _SHARED_SHIFT = 2  # _Py_REF_SHARED_SHIFT: the low bits of ob_ref_shared are flags
 _MAX_HITS = 1 << 25  # words that look like a type's address; more of them is no heap
 
@@ -168,7 +169,9 @@ def living_without_gil(
     for themselves (_PyGC_BITS_DEFERRED) have a shared count that says nothing (Include/refcount.h).
     """
     total = own + (shared >> _SHARED_SHIFT)
-    counted = (total > 0) & (total < _IMMORTAL) & ((owner != 0) | (own == 0))
+    # While it runs, the collector has a number of its own in the place of the owner.
+    fits = (owner != 0) | (own == 0) | (collector & _UNREACHABLE != 0)
+    counted = (total > 0) & (total < _IMMORTAL) & fits
     special = (own == _IMMORTAL_LOCAL) | ((collector & DEFERRED != 0) & (total > 0))
     good: NDArray[np.bool_] = (counted | special) & (lock <= _MUTEX_STATES)
     return good
