@@ -144,7 +144,8 @@ def test_a_block_that_another_thread_gave_back_to_a_full_page_is_free() -> None:
 def test_addresses_lead_to_their_block() -> None:
     made = Segments()
     start = made.page(made.segment(), 48, COLLECTED, 5, [2])
-    words = np.array([start, start + 47, start + 2 * 48, start + 5 * 48, start - 1, start + SLICE], np.uint64)
+    places = [start, start + 47, start + 2 * 48, start + 5 * 48, start - 1, start + (1 << 63)]
+    words = np.array(places, np.uint64)
     inside, used, begin, end, tag = made.pages().find(words)
     assert inside.tolist() == [True, True, True, True, False, False]
     assert used.tolist() == [True, True, False, False, False, False]

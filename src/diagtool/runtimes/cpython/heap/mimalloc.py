@@ -109,7 +109,7 @@ class Pages:
             return no, no, none, none, none.astype(np.uint8)
         at = np.maximum(np.searchsorted(self.address, words, side="right"), 1) - 1
         offset = (words - self.address[at]).view(np.int64)
-        inside = (words >= self.address[at]) & (offset < self.size[at])
+        inside = (words >= self.address[at]) & (offset >= 0) & (offset < self.size[at])
         number = np.where(inside, offset // self.block[at], 0)
         used = inside & (number < self.handed_out[at])
         used[used] = self.in_use[(self.first[at] + number)[used]]
