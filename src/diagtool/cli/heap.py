@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 @click.option(
     "--show",
     type=click.Choice(["caches", "registries", "strings", "exceptions", "views", "debug"]),
-    help="Show what keeps objects, in place of the types.",
+    metavar="VIEW",
+    help="Show what keeps objects: caches, registries, strings, exceptions, views or debug.",
 )
 @click.option("--values", is_flag=True, help="Show a few objects of --type TYPE, shortened, no secrets.")
 @click.option("--native", is_flag=True, help="Show the heap of the C library, in place of the objects.")
