@@ -29,15 +29,13 @@ def objects_of(census: HeapCensus, kinds: list[int]) -> U64:
 
 
 def bytes_of(ctx: Context, census: HeapCensus, sizer: Sizer, objects: U64) -> int:
-    """Bytes of distinct objects with what they own outside; what is no object of the census has none."""
+    """Bytes of distinct objects with what they own outside; what is no object has none."""
     kinds = census.types.index(ctx.vectors.types(objects))
     total = 0
     for kind, rows in by_value(kinds):
         if kind < 0:
             continue
-        here = objects[rows]
-        here = here[contains(np.sort(census.of(kind)), here)]
-        own, owned = sizer.of(kind, here)
+        own, owned = sizer.of(kind, objects[rows])
         good = own < NO_SIZE
         total += int(own[good].sum()) + int(owned[good].sum())
     return total

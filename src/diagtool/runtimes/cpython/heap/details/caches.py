@@ -39,7 +39,7 @@ from diagtool.runtimes.cpython.threads.interpreters import Interpreter
 
 _WRAPPER = "functools._lru_cache_wrapper"
 _LINK = "functools._lru_list_elem"
-_MAX_ROWS = 2_000
+_MAX_ROWS = 1_000
 _MAX_ENTRIES = 1 << 20  # of one cache that are looked at
 _MAX_TOTAL = 1 << 22  # of all caches
 _MAX_KEY = 64  # arguments
@@ -67,23 +67,21 @@ def add_caches(ctx: Context, census: HeapCensus, interpreters: Sequence[Interpre
     code = v.field(v.only(functions, "function"), "PyFunctionObject.func_code")
     group, members = grouped(np.where(code != 0, code, functions))
     most = np.bincount(members, weights=np.clip(sizes, 0, 1 << 48), minlength=len(group))
-    homes = _Homes(ctx, interpreters)
-    sizer = Sizer(ctx, census.types)
+    by_group = np.argsort(members[entries.cache], kind="stable")
+    bounds = np.searchsorted(members[entries.cache][by_group], np.arange(len(group) + 1))
+    reader = _Reader(ctx, census, interpreters)
     rows: list[dict[str, Any]] = []
     for g in np.argsort(-most, kind="stable")[:_MAX_ROWS].tolist():
         mine = np.flatnonzero(members == g)
+        held = by_group[bounds[g] : bounds[g + 1]]
         rows.append(
-            _row(
-                ctx,
-                census,
-                sizer,
-                homes,
+            reader.row(
                 wrappers[mine],
                 tables[mine],
-                functions[mine],
-                sizes[mine],
-                mine,
-                entries,
+                int(functions[mine[0]]),
+                int(np.clip(sizes[mine], 0, 1 << 48).sum()),
+                entries.key[held],
+                entries.result[held],
             )
         )
     ctx.builder.snapshot.tables["caches"] = sorted(rows, key=lambda r: (-r["size"], r["function"]))
@@ -121,44 +119,44 @@ def _runs(first: U64, counts: NDArray[np.int64], step: int) -> tuple[NDArray[np.
     return owner, first[owner] + within.astype(np.uint64) * np.uint64(step)
 
 
-def _row(
-    ctx: Context,
-    census: HeapCensus,
-    sizer: Sizer,
-    homes: _Homes,
-    wrappers: U64,
-    tables: U64,
-    functions: U64,
-    sizes: NDArray[np.int64],
-    mine: NDArray[np.intp],
-    entries: _Entries,
-) -> dict[str, Any]:
-    v = ctx.vectors
-    pick = np.isin(entries.cache, mine)
-    keys, results = entries.key[pick], entries.result[pick]
-    first, arguments = _arguments(ctx, keys)
-    kind, home = homes.of_methods(wrappers, first)
-    instances = distinct(first[v.types(first) == np.uint64(kind)]) if kind else first[:0]
-    lost = _lost(ctx, keys, arguments, results)
-    bounds = v.field(wrappers, "lru_cache_object.maxsize").astype(np.int64)
-    row: dict[str, Any] = {
-        "function": name_of(ctx, int(functions[0])),
-        "held_in": home or homes.of_function(int(wrappers[0]), int(functions[0])),
-        "caches": len(wrappers),
-        "size": int(np.clip(sizes, 0, 1 << 48).sum()),
-        "maxsize": None if (bounds < 0).any() else int(bounds.max(initial=0)),
-        "hits": _sum(v.field(wrappers, "lru_cache_object.hits")),
-        "misses": _sum(v.field(wrappers, "lru_cache_object.misses")),
-        "method": bool(kind),
-        **({"type": ctx.objects.qualified_type(kind)} if kind else {}),
-        "instances": len(instances),
-        "lost": len(lost),
-        "bytes": bytes_of(ctx, census, sizer, _kept(ctx, keys, results, lost, tables)),
-        "address": int(wrappers[0]),
-    }
-    if len(keys) < row["size"]:
-        row["looked_at"] = len(keys)
-    return row
+class _Reader:
+    """Rows of the table."""
+
+    def __init__(self, ctx: Context, census: HeapCensus, interpreters: Sequence[Interpreter]) -> None:
+        self.ctx = ctx
+        self.census = census
+        self._homes = _Homes(ctx, interpreters)
+        self._sizer = Sizer(ctx, census.types)
+
+    def row(
+        self, wrappers: U64, tables: U64, function: int, size: int, keys: U64, results: U64
+    ) -> dict[str, Any]:
+        """The row of the caches of one function; ``keys`` and ``results`` are their entries."""
+        ctx, v = self.ctx, self.ctx.vectors
+        first, arguments = _arguments(ctx, keys)
+        kind, home = self._homes.of_methods(wrappers, first)
+        lost = _lost(ctx, keys, arguments, results)
+        bounds = v.field(wrappers, "lru_cache_object.maxsize").astype(np.int64)
+        kept = _kept(ctx, keys, results, lost, tables)
+        row: dict[str, Any] = {
+            "function": name_of(ctx, function),
+            "held_in": home or self._homes.of_function(int(wrappers[0]), function),
+            "caches": len(wrappers),
+            "size": size,
+            "maxsize": None if (bounds < 0).any() else int(bounds.max(initial=0)),
+            "hits": _sum(v.field(wrappers, "lru_cache_object.hits")),
+            "misses": _sum(v.field(wrappers, "lru_cache_object.misses")),
+            "method": bool(kind),
+            "instances": len(distinct(first[v.types(first) == np.uint64(kind)])) if kind else 0,
+            "lost": len(lost),
+            "bytes": bytes_of(ctx, self.census, self._sizer, kept),
+            "address": int(wrappers[0]),
+        }
+        if kind:
+            row["type"] = ctx.objects.qualified_type(kind)
+        if len(keys) < size:
+            row["looked_at"] = len(keys)
+        return row
 
 
 def _sum(counts: U64) -> int:
@@ -216,6 +214,7 @@ class _Homes:
         self.ctx = ctx
         self._names = TypeNames(ctx, interpreters)
         self._asked = 0
+        self._values: dict[int, U64] = {}  # of the dicts of classes
 
     def of_methods(self, wrappers: U64, first: U64) -> tuple[int, str | None]:
         """(type of the first arguments that have a wrapper in a class of theirs, or 0; "class app.Store")."""
@@ -231,15 +230,20 @@ class _Homes:
         return 0, None
 
     def _class_with(self, kind: int, wrappers: U64) -> int:
-        o = self.ctx.objects
-        for base in o.mro(kind):
-            try:
-                own = o.memory.u64(base + self.ctx.runtime.layout["PyTypeObject.tp_dict"])
-                if own and np.isin(o.dict_items(own)[1], wrappers).any():
-                    return base
-            except MemoryFault:
-                continue
+        for base in self.ctx.objects.mro(kind):
+            if base not in self._values:
+                self._values[base] = self._values_of(base)
+            if contains(wrappers, self._values[base]).any():
+                return base
         return 0
+
+    def _values_of(self, kind: int) -> U64:
+        o = self.ctx.objects
+        try:
+            own = o.memory.u64(kind + self.ctx.runtime.layout["PyTypeObject.tp_dict"])
+            return o.dict_items(own)[1] if own else np.zeros(0, np.uint64)
+        except MemoryFault:
+            return np.zeros(0, np.uint64)
 
     def of_function(self, wrapper: int, function: int) -> str | None:
         """The module or class that has a wrapper under the name of its function."""
