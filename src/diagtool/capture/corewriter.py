@@ -29,6 +29,7 @@ __all__ = ["Sink", "Source", "write_core", "write_segments", "written_to"]
 _HEADER, _SEGMENT, _SECTION = 64, 56, 64  # sizes of the ELF structures, in bytes
 _WINDOW = 4 << 20  # bytes read and written at once
 _HOLE = 1 << 20  # a hole of so many bytes is a segment of its own, without contents
+_UNTOUCHED = 1 << 30  # the same of memory that is known to be zero: what is missing is taken for unknown
 _ANY = 1 << 62
 _PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61  # Documentation/admin-guide/mm/pagemap.rst
 
@@ -51,6 +52,9 @@ class Source(Protocol):
     def present(self, mapping: Mapping) -> list[tuple[int, int]]:
         """Ranges of a mapping that belong into the core."""
 
+    def zeros(self, mapping: Mapping) -> bool:
+        """Whether all that is not present was never written to."""
+
     def read(self, address: int, size: int) -> bytes:
         """Bytes, of whole pages; zeros for what can't be read."""
 
@@ -60,7 +64,8 @@ class _Load:
     start: int
     end: int
     flags: int
-    parts: tuple[tuple[int, int], ...]  # what is held, sorted; the contents go up to the end of the last
+    parts: tuple[tuple[int, int], ...]  # what is held, sorted
+    contents: int  # where the contents end: with the last part, or behind zeros
 
 
 def write_core(capture: Capture, sink: Sink, progress: Callable[[int], None] | None = None) -> int:
@@ -108,6 +113,10 @@ class _Copy:
 
     hole = _HOLE
 
+    def zeros(self, mapping: Mapping) -> bool:
+        """What was not copied is not known."""
+        return False
+
     def __init__(self, capture: Capture) -> None:
         self._memory = capture.memory
         self._held = joined([(s.start, s.end) for s in capture.memory.segments])
@@ -131,7 +140,11 @@ class _Copy:
 class _Image:
     """Memory of the image."""
 
-    hole = _HOLE
+    hole = _UNTOUCHED
+
+    def zeros(self, mapping: Mapping) -> bool:
+        """All that is in memory, or swapped out, is present."""
+        return is_anonymous(mapping) and mapping.permissions[0] == "r" and mapping.permissions[3] == "p"
 
     def __init__(self, capture: Capture) -> None:
         self._reader = MemoryReader(capture.image_pid)
@@ -200,11 +213,16 @@ def _loads(mapping: Mapping, source: Source) -> list[_Load]:
     for number, group in enumerate(groups):
         end = groups[number + 1][0][0] if number + 1 < len(groups) else mapping.end
         if not number and group[0][0] - cursor >= source.hole:
-            out.append(_Load(cursor, group[0][0], flags, ()))
+            out.append(_Load(cursor, group[0][0], flags, (), cursor))
             cursor = group[0][0]
-        out.append(_Load(cursor, end, flags, tuple(group)))
+        last = group[-1][1]
+        whole = source.zeros(mapping) and end - last < source.hole
+        out.append(_Load(cursor, end, flags, tuple(group), end if whole else last))
         cursor = end
-    return out or [_Load(mapping.start, mapping.end, flags, ())]
+    if not out:
+        whole = source.zeros(mapping) and mapping.end - mapping.start < source.hole
+        out.append(_Load(mapping.start, mapping.end, flags, (), mapping.end if whole else mapping.start))
+    return out
 
 
 # -- the file -------------------------------------------------------------------------------------------
@@ -225,7 +243,7 @@ def _written(
     sink.write(struct.pack("<IIQQQQQQ", PT_NOTE, 0, notes_at, 0, 0, len(notes), 0, 4))
     at = contents_at
     for load in loads:
-        size = load.parts[-1][1] - load.start if load.parts else 0
+        size = load.contents - load.start
         fields = (PT_LOAD, load.flags, at, load.start, 0, size, load.end - load.start, PAGE)
         sink.write(struct.pack("<IIQQQQQQ", *fields))
         at += size
@@ -245,6 +263,7 @@ def _written(
                 if progress is not None:
                     progress(done)
             cursor = high
+        sink.skip(load.contents - cursor)
     return done
 
 

@@ -84,6 +84,10 @@ class _Slim:
             return _both(self._wanted, [(mapping.start, mapping.end)])
         return [(mapping.start, mapping.start + PAGE)] if mapping.offset == 0 else []
 
+    def zeros(self, mapping: Mapping) -> bool:
+        """What is not in it was left out."""
+        return False
+
     def read(self, address: int, size: int) -> bytes:
         """Bytes; zeros for what can't be read."""
         pages = np.arange(address, address + size, PAGE, dtype=np.uint64)

@@ -68,7 +68,9 @@ class _Sparse:
         return self._file.write(data)
 
     def skip(self, size: int) -> None:
-        self._file.seek(size, os.SEEK_CUR)
+        if size:
+            self._file.seek(size, os.SEEK_CUR)
+            self._file.truncate()  # a hole at the end of a file is there, too
 
 
 class _Zeros:
