@@ -19,16 +19,16 @@ from diagtool.runtimes.cpython.heap.pools import empty_pools
 from diagtool.runtimes.cpython.heap.ranges import heap_ranges, joined_ranges, mapped_ranges
 from diagtool.runtimes.cpython.heap.types import TypeTable
 from diagtool.runtimes.cpython.objects.addresssets import Ranges, without
-from diagtool.runtimes.native import native_heap
 from diagtool.runtimes.native.fetching import fetch
-from diagtool.runtimes.native.memorymap import private_memory, sealed, stacks_of
-from diagtool.runtimes.native.model import USED
+from diagtool.runtimes.native.glibc.heap import GlibcHeap, read_glibc
+from diagtool.runtimes.native.memorymap import data_of_modules, private_memory, sealed, stacks_of
 
 __all__ = ["Outside", "memory_outside"]
 
 _QUIET = 64 << 10  # bytes: smaller buffers of numbers are read faster than they are left out
 _OWNS_DATA = 4  # NPY_ARRAY_OWNDATA
 _MAX_BUFFER = 1 << 44
+_HEADER = np.uint64(8)  # bytes between two blocks of malloc, at least
 
 
 @dataclass(slots=True)
@@ -66,7 +66,7 @@ def memory_outside(ctx: Context, census: HeapCensus, owners: Owners, nodes: Node
     gone = joined_ranges(empty, np.full(len(empty), nodes.pool_size))
     ranges = without(without(merged(written), used), _quiet(ctx, census))
     mine = _joined(owners.large, owners.tables)
-    start, end = _stale(ctx, gone, mine)
+    start, end = _stale(ctx, gone)
     return Outside(ranges, mine, start, end, without(sealed(capture), merged(written)), why_not)
 
 
@@ -78,16 +78,35 @@ def _joined(*parts: Spans) -> Spans:
     )
 
 
-def _stale(ctx: Context, pools: Ranges, mine: Spans) -> tuple[U64, U64]:
-    """Memory nobody reads: pools and blocks of malloc that are free, stacks below their pointer."""
-    heap = native_heap(ctx.capture, reachability=False)
-    free = heap.blocks.state != USED
-    start, size = heap.blocks.address[free], heap.blocks.usable[free].astype(np.int64)
-    dead = [*pools, *stacks_of(ctx.capture)[1]]
-    start = np.concatenate([start, np.array([low for low, _ in dead], np.uint64)])
-    size = np.concatenate([size, np.array([high - low for low, high in dead], np.int64)])
+def _stale(ctx: Context, pools: Ranges) -> tuple[U64, U64]:
+    """Memory nobody reads: free pools, all that malloc has and nobody uses, stacks below their pointer."""
+    capture = ctx.capture
+    stacks, dead = stacks_of(capture)
+    threads = [(t.tid, t.registers.get("fs_base", 0)) for t in capture.threads]
+    glibc = read_glibc(capture.memory, capture.mappings, data_of_modules(capture), stacks, threads)
+    start, end = _unused(glibc) if glibc is not None else (np.zeros(0, np.uint64), np.zeros(0, np.uint64))
+    others = [*pools, *dead, *(glibc.own if glibc is not None else [])]
+    size = np.concatenate([(end - start).astype(np.int64), np.array([b - a for a, b in others], np.int64)])
+    start = np.concatenate([start, np.array([low for low, _ in others], np.uint64)])
     joined = np.array(joined_ranges(start, size), np.uint64).reshape(-1, 2)
     return np.ascontiguousarray(joined[:, 0]), np.ascontiguousarray(joined[:, 1])
+
+
+def _unused(glibc: GlibcHeap) -> tuple[U64, U64]:
+    """What lies between used blocks: free ones, and the rest at the end of a heap, which is no block."""
+    heaps = np.array(glibc.heaps, np.uint64).reshape(-1, 2)
+    used = glibc.blocks.used & (glibc.blocks.arena >= 0)
+    low = glibc.blocks.address[used]
+    high = low + glibc.blocks.usable[used]
+    if not len(heaps):
+        return low[:0], low[:0]
+    at = np.maximum(np.searchsorted(heaps[:, 0], low, side="right"), 1) - 1
+    inside = (heaps[at, 0] <= low) & (high <= heaps[at, 1])
+    # Blocks are disjoint and lie within heaps: the n-th end of something used is followed by the n-th begin.
+    start = np.sort(np.concatenate([heaps[:, 0], high[inside]]))
+    end = np.sort(np.concatenate([low[inside], heaps[:, 1]]))
+    gaps = (start < end) & (end - start > _HEADER)
+    return start[gaps], end[gaps]
 
 
 def _quiet(ctx: Context, census: HeapCensus) -> Ranges:
