@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from diagtool.leaks.model import Cluster, Finding, Report, Trend, WaitingOn
@@ -20,6 +22,26 @@ GET = Frame("Queue.get", "/usr/lib/python3.12/asyncio/queues.py", 158, "asyncio.
 LEAF = Frame("leaf", "/srv/app/worker.py", 41, "worker")
 FETCH = Frame("main.<locals>.fetch_all", "/srv/app/worker.py", 44, "worker")
 RUN = Frame("Thread.run", "/usr/lib/python3.12/threading.py", 1010, "threading")
+
+
+def container(items: int, **changes: Any) -> dict[str, Any]:
+    """A row of the table heap_containers: a dict of images that a module keeps."""
+    row = {
+        "address": 0x7000,
+        "type": "dict",
+        "items": items,
+        "limit": None,
+        "own": items * 100,
+        "bytes": items * 2600,
+        "item_types": ["app.Image", "str"],
+        "oldest": [1, 2, 3, 4],
+        "held_by": f"module app → _images (dict, {items:,} items)",
+        "root": "module",
+        "own_module": True,
+        "name": "_images",
+        "of": None,
+    }
+    return {**row, **changes}
 
 
 def queue() -> Thing:

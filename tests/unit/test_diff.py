@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from made_snapshots import container
 from made_stacks import QUEUE_GET, World
 
 from diagtool.cli import main
@@ -19,25 +20,6 @@ from diagtool.report.text import write
 from diagtool.snapshot import store
 from diagtool.snapshot.diff import Diff, diff
 from diagtool.snapshot.model import Snapshot
-
-
-def container(items: int, **changes: Any) -> dict[str, Any]:
-    row = {
-        "address": 0x7000,
-        "type": "dict",
-        "items": items,
-        "limit": None,
-        "own": items * 100,
-        "bytes": items * 2600,
-        "item_types": ["app.Image", "str"],
-        "oldest": [1, 2, 3, 4],
-        "held_by": f"module app → _images (dict, {items:,} items)",
-        "root": "module",
-        "own_module": True,
-        "name": "_images",
-        "of": None,
-    }
-    return {**row, **changes}
 
 
 def snapshot(

@@ -50,6 +50,7 @@ class Facts:
         self.snapshot = snapshot
         self.frames = FrameIndex(snapshot)
         self.clusters = Clusters(snapshot)
+        self.derived: dict[str, list[dict[str, Any]]] = {}  # tables that are made of several snapshots
 
     # --- of things -------------------------------------------------------------------------------------
 
@@ -379,7 +380,9 @@ class Facts:
         return int(there.sum())
 
     def table(self, name: str) -> list[dict[str, Any]]:
-        """A table of the snapshot; ``things`` is the one of all things, as rows."""
+        """A table of the snapshot, or one made of a series; ``things`` is that of all things, as rows."""
+        if name in self.derived:
+            return self.derived[name]
         if name != "things":
             return self.snapshot.tables.get(name, [])
         return [

@@ -16,6 +16,7 @@ from diagtool.leaks import model
 from diagtool.leaks.cluster import Clusters, examples, frames_of, kind_name, stable_id, state_name, things_of
 from diagtool.leaks.evidence import sentences, waiting_on
 from diagtool.leaks.facts import CALLBACK, Facts, Rows
+from diagtool.leaks.growth import derive
 from diagtool.leaks.match import Match, Matcher
 from diagtool.leaks.model import Finding, Report
 from diagtool.leaks.pattern import StackPattern
@@ -61,6 +62,7 @@ def judge(
     matches = _assigned(_matches(matcher, known, idle, min_count), len(snapshot.stacks), min_count)
     made = [(_finding(facts, m, course), m.rows) for m in matches]
     every = [*(Facts(s) for s in series[:-1]), facts]
+    derive(every)
     for template in known:
         if template.kind == "table":
             made += [(f, np.zeros(0, np.intp)) for f in judge_table(template, every, course, min_count)]

@@ -214,7 +214,9 @@ def _times(finding: Finding, view: View) -> Iterator[Line]:
         yield from _labelled("since", ", ".join(since), view)
     if finding.trend is not None:
         counts = " → ".join(f"{n:,}" for n in finding.trend.counts[-6:])
-        text = f"{counts}, {finding.trend.persisted:,} of them in all snapshots"
+        text = counts  # rows of tables are not told apart
+        if finding.kind != "object":
+            text += f", {finding.trend.persisted:,} of them in all snapshots"
         last = finding.trend.seconds[-1] if finding.trend.seconds else float("nan")
         if last == last:
             text += f", over {duration(last)}"

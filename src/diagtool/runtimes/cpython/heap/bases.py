@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from diagtool.capture.memory import U64
+from diagtool.capture.memory import U64, MemoryFault
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.heap.census import HeapCensus
 from diagtool.runtimes.cpython.heap.containers import Containers, kinds_of, large_containers
@@ -20,14 +21,21 @@ from diagtool.runtimes.cpython.threads.interpreters import Interpreter
 _MOST_BYTES, _MOST_ITEMS = 40, 20  # containers kept: those with most bytes, those with most items
 _LEAST_BYTES, _LEAST_ITEMS = 64 << 10, 256  # one of them at least
 _MOST_TYPES = 4  # types of items told of one container
+#: Attributes in which caches keep how much they take.
+_BOUNDS = [
+    prefix + name
+    for name in ("maxsize", "max_size", "maxlen", "max_len", "max_items", "max_entries", "limit", "capacity")
+    for prefix in ("", "_")
+]
 _LEVELS = 6  # steps from a root to a container
 
 
 def add_bases(ctx: Context, census: HeapCensus, interpreters: Sequence[Interpreter], tasks: U64) -> None:
     """The rest of the row in ``heaps`` (``count_heaps``), and the table ``heap_containers``.
 
-    ``heap_containers``, most bytes first: ``address``, ``type``, ``items``, ``limit`` (maxlen of a deque),
-    ``own`` (bytes of container and table), ``bytes`` (with what only items keep, estimated from a sample),
+    ``heap_containers``, most bytes first: ``address``, ``type``, ``items``, ``limit`` (maxlen of a deque,
+    or what its owner has as ``maxsize``, ``capacity`` …), ``own`` (bytes of container and table), ``bytes``
+    (with what only items keep, estimated from a sample),
     ``item_types`` (of the sample, most first), ``oldest`` (addresses of the first items or keys, none for
     sets), ``held_by`` (the way from a root), ``root`` (module, local, task, native, none), ``own_module``
     (whether that is a module of the program), ``name`` (of the global, local or attribute that it is) and
@@ -50,8 +58,10 @@ def add_bases(ctx: Context, census: HeapCensus, interpreters: Sequence[Interpret
 
 
 def _row(ctx: Context, census: HeapCensus, found: Containers, row: int, way: Way | None) -> dict[str, Any]:
-    last, of = _end(way.steps) if way is not None else (None, None)
+    last, owner = _end(way.steps) if way is not None else (None, None)
     limit = int(found.limit[row])
+    if limit < 0 and owner is not None:
+        limit = _bound(ctx, owner)
     return {
         "address": int(found.address[row]),
         "type": ctx.objects.qualified_type(int(census.types.address[found.kind[row]])),
@@ -65,16 +75,25 @@ def _row(ctx: Context, census: HeapCensus, found: Containers, row: int, way: Way
         "root": way.root if way is not None else "none",
         "own_module": way is not None and way.rank == Places.OWN,
         "name": last.name if last is not None else None,
-        "of": of,
+        "of": owner.type if owner is not None else None,
     }
 
 
-def _end(steps: Sequence[Step]) -> tuple[Step | None, str | None]:
-    """The last step, and the type of the object whose attribute it is."""
+def _end(steps: Sequence[Step]) -> tuple[Step | None, Step | None]:
+    """The last step, and the object whose attribute it is."""
     told = [step for step in steps if not step.folded]
-    if not told:
-        return None, None
-    return told[-1], told[-2].type if len(told) > 1 else None
+    return (told[-1] if told else None), (told[-2] if len(told) > 1 else None)
+
+
+def _bound(ctx: Context, owner: Step) -> int:
+    """What an instance says is the most that it takes (``self.maxsize``), -1 for nothing."""
+    for name in _BOUNDS:
+        with suppress(MemoryFault):
+            value = ctx.objects.attribute(owner.address, name)
+            number = ctx.objects.integer(value) if value else None
+            if number is not None and 0 < number < 1 << 40:
+                return number
+    return -1
 
 
 def _types(ctx: Context, census: HeapCensus, sample: U64) -> list[str]:
