@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from diagtool.cli.duration import Duration
 from diagtool.cli.options import clone_option, color_option, core_options, output_option, target_argument
 
 if TYPE_CHECKING:
     from diagtool.capture.image import CloneMode
     from diagtool.cli.corefile import SlimCore
+    from diagtool.cli.recording import Recorded
     from diagtool.report.text import Line
     from diagtool.snapshot.model import Snapshot
 
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write a slim core, too: registers, stacks, the interpreter's state, no heap. FILE.zst: compressed.",
 )
+@click.option(
+    "--allocations",
+    type=Duration(),
+    metavar="TIME",
+    help="First attach memray for TIME (30s, 2m), and keep where what was not freed was allocated.",
+)
 @clone_option("auto with --heap, else never")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON (diagtool.snapshot/1).")
 @core_options
@@ -37,6 +45,7 @@ def command(
     output: Path | None,
     heap: bool,
     core: Path | None,
+    allocations: float | None,
     clone: CloneMode | None,
     as_json: bool,
     exe: str | None,
@@ -57,6 +66,12 @@ def command(
     diagtool need to show threads and tasks, some MiB. The heap is not in it, unless the process is small.
     It holds memory of the process, secrets too. `diagtool core` writes a complete one.
 
+    With --allocations memray is attached to the process for that long, before the snapshot is taken, and
+    where memory was allocated that is not freed in the end is kept for `diagtool heap FILE.diag --sites`.
+    This is the one option that makes the process run foreign code: gdb injects memray, which must be
+    installed for diagtool (pip install 'diagtool[memray]') and for the process. It makes the process slower
+    for that time. Where it can't be attached, a warning says why, and the snapshot is taken without.
+
     You must be its owner or root; `diagtool doctor PID` says what is missing.
 
     FILE.diag is readable by you only. It holds names, paths and simple values of the process, no memory
@@ -68,6 +83,7 @@ def command(
         diagtool snapshot 4242 -o before.diag --json
         diagtool snapshot 4242 --heap
         diagtool snapshot 4242 --core slim.core
+        diagtool snapshot 4242 --allocations 30s
         diagtool snapshot core.4242 -o crash.diag
 
     \b
@@ -86,6 +102,7 @@ def command(
         raise click.UsageError(f"{target} is a snapshot already.")
     # Before the stop: no process is stopped for a file that then can't be written.
     store.check_writable(output or Path("x"))
+    recorded = None if allocations is None else _record(target, allocations)
     slim = None if core is None else _slim_core(target, core, output)
     snap = resolve(
         target,
@@ -96,6 +113,8 @@ def command(
         clone=clone,
         keep=None if slim is None else slim.write,
     ).snapshot
+    if recorded is not None:
+        recorded.add_to(snap)
     path = output or _free_name(snap)
     store.save(snap, path)
     if slim is not None and slim.error is not None:
@@ -108,6 +127,17 @@ def command(
     if slim is not None and slim.error is not None:
         raise slim.error
     return 0
+
+
+def _record(target: str, seconds: float) -> Recorded:
+    from diagtool.api import kind_of
+    from diagtool.cli.progress import progress
+    from diagtool.cli.recording import recorded
+
+    if kind_of(target) != "live":
+        raise click.UsageError(f"{target} is no process: --allocations watches a running one.")
+    with progress(f"memray records for {seconds:g} s"):
+        return recorded(int(target), seconds)
 
 
 def _slim_core(target: str, path: Path, output: Path | None) -> SlimCore:

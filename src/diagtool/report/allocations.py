@@ -43,6 +43,7 @@ class AllocationSite:
     domain: int = 0
     depth: int = 0  # frames that there were; more than were kept
     sites: int = 0  # so many sites in one row, without frames
+    allocator: str = ""  # mmap and the like; none for the ordinary ones
 
 
 def has_sites(snapshot: Snapshot) -> bool:
@@ -77,6 +78,7 @@ def document(snapshot: Snapshot, found: Sequence[AllocationSite]) -> dict[str, A
             {
                 "source": s.source,
                 "domain": s.domain,
+                "allocator": s.allocator or None,
                 "count": s.count,
                 "bytes": s.bytes,
                 "types": [{"type": name, "count": n, "bytes": b} for name, n, b in s.types],
@@ -106,9 +108,10 @@ def lines(snapshot: Snapshot, found: Sequence[AllocationSite], limit: int, view:
 
     if shown:
         yield [(start("count", "bytes") + "allocated at", "label")]
-    names = min(max((cells(_where(s, view)) for s in shown), default=0), 40)
+    mixed = len({s.source for s in places}) > 1
+    names = min(max((cells(_where(s, view, mixed)) for s in shown), default=0), 40)
     for site, row in zip(shown, rows, strict=True):
-        where = cut(_where(site, view), room)
+        where = cut(_where(site, view, mixed), room)
         line: Line = [(start(*row), ""), (where, "own" if _own(site) is not None else "")]
         frame = _own(site) or (site.frames[0] if site.frames else None)
         text = view.sources.line(frame) if view.sources is not None and frame is not None else ""
@@ -142,12 +145,19 @@ def _merged(found: Sequence[AllocationSite]) -> list[AllocationSite]:
     out: dict[tuple[object, ...], AllocationSite] = {}
     for site in found:
         head, own = site.frames[:1], _own(site)
-        key = (site.source, site.domain, site.sites, *((f.file, f.line) for f in (*head, own) if f))
+        key = (
+            site.source,
+            site.domain,
+            site.allocator,
+            site.sites,
+            *((f.file, f.line) for f in (*head, own) if f),
+        )
         same = out.get(key)
         if same is None:
             out[key] = AllocationSite(
                 site.source,
                 *(site.count, site.bytes, site.frames, list(site.types), site.domain, site.depth, site.sites),
+                site.allocator,
             )
             continue
         same.count += site.count
@@ -165,17 +175,20 @@ def _own(site: AllocationSite) -> Frame | None:
     return next((f for f in site.frames if is_own(f)), None)
 
 
-def _where(site: AllocationSite, view: View) -> str:
+def _where(site: AllocationSite, view: View, mixed: bool) -> str:
     if not site.frames:
-        return f"{count(site.sites, 'further place')} with little each" if site.sites else "?"
+        text = f"{count(site.sites, 'further place')} with little each" if site.sites else "?"
+        return f"{text}  ({clean(site.allocator)})" if site.allocator else text
     text = place(site.frames[0], view.verbose)
     if site.frames[0].function:
         text += f" in {clean(site.frames[0].function)}"
     own = _own(site)
     if own is not None and own is not site.frames[0] and not view.verbose:
         text += f"  from {place(own)}"
-    if site.domain:
-        text += f"  (domain {site.domain})"
+    for said in (f"domain {site.domain}" if site.domain else "", clean(site.allocator)):
+        text += f"  ({said})" if said else ""
+    if mixed:
+        text += f"  ({clean(site.source)})"
     return text
 
 
@@ -223,6 +236,7 @@ def _site(row: dict[str, Any]) -> AllocationSite | None:
         _number(row.get("domain")) or 0,
         _number(row.get("depth")) or 0,
         _number(row.get("sites")) or 0,
+        str(row.get("allocator") or "")[:40],
     )
 
 

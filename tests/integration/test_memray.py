@@ -1,0 +1,141 @@
+"""`snapshot --allocations` records what a process allocates, with memray, and never harms it.
+
+memray is large and not among the development tools: what needs it is skipped without. By hand:
+`pip install memray`, then this file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import diagtool
+from diagtool.capture import ptrace
+from diagtool.cli import main
+from diagtool.ingest import memray
+from fixture_programs import Running, launch
+
+pytestmark = pytest.mark.skipif(not ptrace.supported(), reason="live processes on Linux on x86-64 only")
+with_memray = pytest.mark.skipif(
+    importlib.util.find_spec("memray") is None or not (ptrace.supported() and os.path.exists("/usr/bin/gdb")),
+    reason="memray is not installed here, or gdb is not",
+)
+
+PROGRAM = """
+import os, signal, sys, time
+
+kept = []
+
+def leak():
+    kept.append(bytearray(1000))
+
+def tidy():
+    return [bytearray(2000) for i in range(10)]
+
+def told(*_):
+    print("GREW", len(kept), flush=True)
+
+signal.signal(signal.SIGUSR2, told)
+print("READY", os.getpid(), flush=True)
+while True:
+    if "idle" not in sys.argv:
+        leak(), tidy()
+    time.sleep(0.01 if "idle" not in sys.argv else 3600)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Running]:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    with launch(path) as running:
+        yield running
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "diagtool", "snapshot", *arguments]
+
+
+def test_without_memray_the_snapshot_goes_on(
+    program: Running, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    path = tmp_path / "one.diag"
+    assert main(["snapshot", str(program.pid), "--allocations", "1s", "-o", str(path)]) == 0
+    assert "no allocations were recorded: memray is not installed" in capsys.readouterr().out.replace(
+        "\n", " "
+    )
+    snap = diagtool.load(path)
+    assert any("memray is not installed" in w for w in snap.warnings)
+    assert "allocation_sites" not in snap.tables and len(snap.stacks)
+
+
+def test_without_a_debugger_it_is_said(program: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    if sys.version_info < (3, 14):
+        with pytest.raises(memray.NoRecord, match="gdb or lldb"):
+            memray.record(program.pid, 1)
+
+
+def test_a_process_that_does_nothing_is_not_attached_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gdb would wait for it to do something, with breakpoints in its code."""
+    monkeypatch.setattr(memray, "_obstacle", lambda pid: None)
+    monkeypatch.setattr(memray, "_memray", lambda *arguments: pytest.fail("attached"))
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    with launch(path, arguments=["idle"]) as running, pytest.raises(memray.NoRecord, match="did nothing"):
+        memray.record(running.pid, 1)
+
+
+@pytest.mark.parametrize("text", ["0s", "x", "10", "-3s", "2d"])
+def test_times_are_read(text: str) -> None:
+    """10 is ten seconds; the target is none, which is said later."""
+    status = main(["snapshot", "no such file", f"--allocations={text}"])
+    assert status == (3 if text == "10" else 2)
+
+
+@with_memray
+def test_what_is_not_freed_is_kept_by_place(program: Running, tmp_path: Path) -> None:
+    path = tmp_path / "one.diag"
+    done = subprocess.run(
+        command(str(program.pid), "--allocations", "2s", "--heap", "-o", str(path)), timeout=110, check=False
+    )
+    assert done.returncode == 0
+    snap = diagtool.load(path)
+    assert not snap.warnings
+    sites = snap.tables["allocation_sites"]
+    ours = {s["function"]: s for s in sites if s["file"] and s["file"].endswith("/program.py")}
+    assert ours["leak"]["source"] == "memray" and ours["leak"]["count"] >= 5
+    assert ours["leak"]["bytes"] >= 1000 * (ours["leak"]["count"] // 2)
+    assert "tidy" not in ours or ours["tidy"]["count"] <= 30
+    assert ours["leak"]["frames"][0][2] == "leak" and ours["leak"]["frames"][1][2] == "<module>"
+    program.grow()  # it is alive
+
+
+@with_memray
+def test_an_interrupt_detaches(program: Running, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(str(program.pid), "--allocations", "600s", "-o", str(tmp_path / "one.diag")),
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    while "memray" not in Path(f"/proc/{program.pid}/maps").read_text():  # it is in
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=110) != 0
+    program.grow()
+    while len(os.listdir(f"/proc/{program.pid}/task")) > 1:  # memray's timer ends
+        time.sleep(0.05)
+    assert "TracerPid:\t0" in Path(f"/proc/{program.pid}/status").read_text()
