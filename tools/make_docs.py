@@ -8,12 +8,14 @@ A page holds blocks between two comments; this program writes what is between th
     <!-- make_docs: help leaks -->                      what `diagtool leaks --help` prints
     <!-- make_docs: file src/diagtool/snapshot/schema.sql -->
     <!-- make_docs: run leaks service.diag -->          what the command prints, about the demo service
+    <!-- make_docs: memory leaks core -->               what it prints about the service that eats memory
     <!-- make_docs: sql SELECT * FROM cluster_text -->  what sqlite3 answers, about the same
     <!-- /make_docs -->
 
-Help and files are always written. Samples (run, sql) only with --samples, because they start the demo service
-(fixtures/python/service.py) and take a snapshot of it; its pid is shown as 4242. --check writes nothing and
-fails when a help text or a file is not what it should be.
+Help and files are always written. Samples (run, memory, sql) only with --samples, because they start the demo
+service (fixtures/python/service.py) and take a snapshot of it, and fixtures/python/thumbnails.py, of which
+there are 1.diag, 2.diag, 3.diag and core; a pid is shown as 4242. --check writes nothing and fails when a help
+text or a file is not what it should be.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -32,6 +35,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DIAGTOOL = [sys.executable, "-m", "diagtool"]
 SERVICE = [sys.executable, str(ROOT / "fixtures/python/service.py"), "leak", "200"]
+THUMBNAILS = [sys.executable, str(ROOT / "fixtures/python/thumbnails.py"), "leak", "256"]
 SHOWN_PID = "4242"
 SHOWN_ROOT = "/srv/shop"
 
@@ -47,16 +51,16 @@ def main() -> int:
     options = parser.parse_args()
     if not options.samples:
         return write(None, options.check)
-    with service() as sample:
-        return write(sample, options.check)
+    with service() as sample, thumbnails() as memory:
+        return write({"run": sample, "sql": sample, "memory": memory}, options.check)
 
 
-def write(sample: Sample | None, check: bool) -> int:
+def write(samples: Samples | None, check: bool) -> int:
     """Fill in every page; the number of pages that were wrong, if only checking."""
     stale = []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         before = page.read_text("utf-8")
-        after = filled(before, sample)
+        after = filled(before, samples)
         if after != before:
             stale.append(page.relative_to(ROOT))
             if not check:
@@ -66,14 +70,14 @@ def write(sample: Sample | None, check: bool) -> int:
     return len(stale) if check else 0
 
 
-def filled(page: str, sample: Sample | None) -> str:
-    """``page`` with its blocks filled in; samples stay as they are when there is no ``sample``."""
+def filled(page: str, samples: Samples | None) -> str:
+    """``page`` with its blocks filled in; samples stay as they are where there is none."""
 
     def fill(match: re.Match[str]) -> str:
         head, what, argument, tail = match.groups()
-        if what in ("run", "sql") and sample is None:
+        if what in ("run", "memory", "sql") and samples is None:
             return match[0]
-        return f"{head}\n{block(what, argument, sample)}\n{tail}"
+        return f"{head}\n{block(what, argument, (samples or {}).get(what))}\n{tail}"
 
     return BLOCK.sub(fill, page)
 
@@ -88,7 +92,7 @@ def block(what: str, argument: str, sample: Sample | None) -> str:
         return fenced(path.read_text("utf-8"), path.suffix.lstrip("."))
     if sample is None:
         raise ValueError(f"{what} needs the demo service")
-    if what == "run":
+    if what in ("run", "memory"):
         words = [sample.pid if word == "PID" else word for word in argument.split()]
         text = f"$ diagtool {argument.replace('PID', SHOWN_PID)}\n{run(words, sample.folder)}"
         return fenced(sample.shown(text))
@@ -112,12 +116,11 @@ def run(words: list[str], folder: str | None = None) -> str:
 
 
 class Sample:
-    """The demo service and a snapshot of it."""
+    """A service, and the folder in which what was taken of it is."""
 
     def __init__(self, pid: str, folder: str) -> None:
         self.pid = pid
         self.folder = folder
-        run(["snapshot", pid, "-o", "service.diag"], folder)
 
     def shown(self, text: str) -> str:
         """``text`` without what only this machine has."""
@@ -131,20 +134,50 @@ class Sample:
         return "\n".join("|".join("" if value is None else str(value) for value in row) for row in rows)
 
 
+Samples = dict[str, Sample]  # by what a block begins with
+
+
 @contextmanager
-def service() -> Iterator[Sample]:
+def started(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], Sample]]:
+    """A program that is ready."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen(SERVICE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process,
     ):
         try:
-            assert process.stdout is not None
-            ready = next((line for line in process.stdout if line.startswith("READY")), "")
-            if not ready:
-                raise RuntimeError("the demo service did not get ready")
-            yield Sample(ready.split()[1], folder)
+            yield process, Sample(said(process, "READY"), folder)
         finally:
             process.kill()
+
+
+def said(process: subprocess.Popen[str], word: str) -> str:
+    """What follows ``word`` in the line that begins with it."""
+    assert process.stdout is not None
+    line = next((line for line in process.stdout if line.startswith(word)), "")
+    if not line:
+        raise RuntimeError(f"{process.args} did not say {word}")
+    return line.split()[1]
+
+
+@contextmanager
+def service() -> Iterator[Sample]:
+    """The demo service, and a snapshot of it."""
+    with started(SERVICE) as (_, sample):
+        run(["snapshot", sample.pid, "-o", "service.diag"], sample.folder)
+        yield sample
+
+
+@contextmanager
+def thumbnails() -> Iterator[Sample]:
+    """The service that eats memory: three snapshots with work in between, and a core."""
+    with started(THUMBNAILS) as (process, sample):
+        for number in (1, 2, 3):
+            run(["snapshot", sample.pid, "--heap", "-o", f"{number}.diag"], sample.folder)
+            if number < 3:
+                process.send_signal(signal.SIGUSR2)
+                said(process, "GREW")
+        run(["core", sample.pid, "-o", "core"], sample.folder)
+        yield sample
 
 
 if __name__ == "__main__":

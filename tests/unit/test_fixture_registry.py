@@ -11,7 +11,8 @@ import pytest
 from fixture_programs import FIXTURES, PROGRAMS, REQUIREMENTS, Fixture, cases
 
 #: Modules that programs import, not programs.
-PARTS = {"_fixture.py", "_http.py", "zoo_tasks.py", "zoo_threads.py"}
+#: No fixtures: parts of them, and the service of test_memory_leak.py and the docs.
+PARTS = {"_fixture.py", "_http.py", "zoo_tasks.py", "zoo_threads.py", "thumbnails.py"}
 TEMPLATES = (
     {f"A{i:02}" for i in range(1, 20)}
     | {f"C{i:02}" for i in range(1, 13)}
