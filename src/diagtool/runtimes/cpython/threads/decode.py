@@ -48,7 +48,7 @@ def _add(ctx: Context, thread: PythonThread | None, captured: CapturedThread | N
     frames = [ctx.frame_of(f) for f in reversed(thread.frames)] if thread else []
     trace = ctx.builder.trace([f for f in frames if f is not None])
     name = (thread.name if thread else None) or (captured.comm if captured else None) or ""
-    tid = captured.tid if captured else 0
+    tid = max(captured.tid, 0) if captured else 0  # a damaged core may say -1
     row = ctx.builder.add(
         [name],
         kind=KIND["thread"],
