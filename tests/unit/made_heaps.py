@@ -96,6 +96,7 @@ class Heap:
         self.arenas: list[MadeArena] = []
         self.thread = STACK + 0x1800  # the thread pointer
         self.cache = 0
+        self.stack.put(self.thread, self.thread)  # tcbhead_t.tcb
 
     def main(self, chunks: list[tuple[int, str]], top: int = 0x800, address: int = LIBC + 0xC60) -> MadeArena:
         """The main arena with chunks of these (size, state) on the break, a thread cache before them."""

@@ -19,6 +19,7 @@ from diagtool.runtimes.native.memorymap import (
     private_memory,
     sealed,
     stacks_of,
+    without_stack,
 )
 from diagtool.runtimes.native.model import (
     FREE,
@@ -32,6 +33,9 @@ from diagtool.runtimes.native.reach import Targets, edges_between, mark, pointed
 __all__ = ["native_heap"]
 
 _MOST_GROUPS = 1000  # of unreachable blocks that are told, the largest ones
+# Bytes that a core may lack: the kernel leaves out what is MADV_DONTDUMP, among it the random numbers that
+# glibc 2.41 and later keep for each thread (vgetrandom, 144 bytes a thread): no place for pointers.
+_LEAST_ABSENT = 64 << 10
 _EXACT = 1024  # bytes up to which each chunk size is a class of its own: glibc's small bins
 
 
@@ -88,13 +92,19 @@ def _why_not(capture: Capture, fetched: Fetched) -> str:
         )
     if any(not t.registers for t in capture.threads) or not capture.threads:
         return "not judged: a thread has no registers, pointers may be in them"
+    hollow = without_stack(capture)
+    if hollow:
+        return (
+            f"not judged: {len(hollow):,} stacks of threads are not in the core, pointers may be there "
+            "(gcore leaves out what has guard pages within, as of glibc 2.42 on; `diagtool core` does not)"
+        )
     if capture.missing:
         return f"not judged: {capture.missing:,} bytes that the core should hold are missing"
     if capture.kind == "core":
         held = merged((s.start, s.end) for s in capture.memory.segments)
         absent = less(private_memory([m for m in capture.mappings if is_anonymous(m)]), held)
-        if absent:
-            size = sum(end - start for start, end in absent)
+        size = sum(end - start for start, end in absent)
+        if size > _LEAST_ABSENT:
             return f"not judged: {size:,} bytes of memory are not in the core, pointers may be there"
     return "judged"
 

@@ -31,6 +31,7 @@ Ranges = list[tuple[int, int]]
 
 _PTHREAD = 0x1000  # bytes of struct pthread that are looked at (0x900 with glibc 2.36)
 _MOST_STACK = 1 << 30  # bytes
+_LOOKED_AT = 256  # bytes of a stack, from its pointer upwards
 _MOST_SEALED = 64 << 20  # bytes of one mapping
 _MOST_CODE = 64 << 20  # bytes in all
 
@@ -131,6 +132,24 @@ def stacks_of(capture: Capture) -> tuple[Ranges, Ranges]:
     lows = [s.low for s in stacks]
     dead = [(s.low, s.pointer - RED_ZONE) for s in stacks if lows.count(s.low) == 1]
     return merged((s.low, s.high) for s in stacks), merged((a & -PAGE, b & -8) for a, b in dead if a < b)
+
+
+def without_stack(capture: Capture) -> list[int]:
+    """Threads of a core whose stacks are not in it.
+
+    gcore reads a mapping as a whole, and leaves all of it zero where a page can't be read: since glibc 2.42
+    guard pages are inside of the mappings of stacks (MADV_GUARD_INSTALL), so those of all threads but the
+    main one are missing then. No living thread has nothing on its stack and no pointer to itself.
+    """
+    if capture.kind != "core":
+        return []
+    missing = []
+    for thread in capture.threads:
+        stack = capture.memory.try_read(thread.registers.get("rsp", 0), _LOOKED_AT)
+        own = capture.memory.try_read(thread.registers.get("fs_base", 0), 8)
+        if not any(stack or b"") and not any(own or b""):
+            missing.append(thread.tid)
+    return missing
 
 
 # struct pthread holds ``stackblock`` and ``stackblock_size`` side by side (nptl/descr.h), at an offset that
