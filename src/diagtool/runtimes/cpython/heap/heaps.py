@@ -22,16 +22,17 @@ _TRACKED = 1  # _PyGC_BITS_TRACKED of ob_gc_bits, Include/internal/pycore_gc.h
 
 def count_heaps(ctx: Context, census: HeapCensus, interpreters: Sequence[Interpreter]) -> dict[str, Any]:
     """``collected``: objects that the collector tracks, frozen ones included. ``blocks``, ``block_bytes``: in
-    use, of the small object allocator (None where there is none). ``objects``, ``object_bytes``: all objects
-    and what they take. ``collects``: whether the collector is on, None where interpreters differ or it is not
-    known."""
-    pools = census.pools
-    there = bool(len(pools.address))
+    use, of the small object allocator, in free-threaded builds of mimalloc (None where there is neither).
+    ``objects``, ``object_bytes``: all objects and what they take. ``collects``: whether the collector is on,
+    None where interpreters differ or it is not known."""
+    pools, pages = census.pools, census.pages
+    blocks = int((pools if pages is None else pages).used.sum())
+    size = pools.block * pools.used if pages is None else pages.block * pages.used
     enabled = {i.collects for i in interpreters}
     return {
         "collected": _collected(ctx, census),
-        "blocks": int(pools.used.sum()) if there else None,
-        "block_bytes": int((pools.used * pools.block).sum(dtype=np.int64)) if there else None,
+        "blocks": blocks or None,
+        "block_bytes": int(size.sum(dtype=np.int64)) if blocks else None,
         "objects": len(census.objects),
         "object_bytes": sum(row.bytes for row in census.rows),
         "collects": enabled.pop() if len(enabled) == 1 else None,
