@@ -60,7 +60,9 @@ class HeapCensus:
     senseless: int = 0  # what was taken out because it claims more bytes than it can have
 
     def of(self, kind: int) -> U64:
-        """Addresses of the objects of type number ``kind``."""
+        """Addresses of the objects of type number ``kind``; none of a type that was met later."""
+        if kind >= len(self.first) - 1:
+            return self.objects.address[:0]
         return self.objects.address[self.first[kind] : self.first[kind + 1]]
 
 

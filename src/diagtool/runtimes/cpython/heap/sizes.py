@@ -47,7 +47,7 @@ class Sizer:
         self.types = types
         total = sum(s.end - s.start for s in ctx.capture.memory.segments)
         total += sum(m.end - m.start for m in ctx.capture.mappings if m.writable)
-        self._limit = max(total, 1 << 20)
+        self._limit = min(max(total, 1 << 20), 1 << 48)  # damaged notes may claim more than there can be
         mapped = merged([(m.start, m.end) for m in ctx.capture.mappings if m.writable])
         self._mapped = np.array(mapped, np.uint64).reshape(-1, 2)
         self._storages: U64 = np.zeros(0, np.uint64)  # of tensors, that were counted
