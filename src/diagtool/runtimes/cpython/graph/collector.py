@@ -65,7 +65,9 @@ def read_collector(ctx: Context, interpreter: Interpreter) -> Collector:
         found.counts.append(m.i32(start + lay["gc_generation.count"]))
     permanent = first + _behind(ctx, "permanent_generation")
     found.heads = [h if _is_list(ctx, h) else 0 for h in (*starts, permanent)]
-    if found.heads[-1]:
+    if "PyInterpreterState.gc.freeze_active" in lay and ctx.runtime.free_threaded:
+        found.frozen = m.i32(base + lay["PyInterpreterState.gc.freeze_active"]) == 1
+    elif found.heads[-1]:
         found.frozen = m.u64(permanent) & ~3 != permanent
     if "PyInterpreterState.gc.generation_stats" in lay:
         _read_statistics(ctx, first + _behind(ctx, "generation_stats"), found)
@@ -74,15 +76,22 @@ def read_collector(ctx: Context, interpreter: Interpreter) -> Collector:
 
 def _behind(ctx: Context, name: str) -> int:
     """Bytes from the first generation to a field of struct _gc_runtime_state."""
+    return ctx.runtime.layout[f"PyInterpreterState.gc.{name}"] - _generations(ctx)
+
+
+def _generations(ctx: Context) -> int:
     lay = ctx.runtime.layout
-    return lay[f"PyInterpreterState.gc.{name}"] - lay["PyInterpreterState.gc.generations"]
+    name = "generations" if "PyInterpreterState.gc.generations" in lay else "young"  # 3.14.0 to 3.14.4
+    return lay[f"PyInterpreterState.gc.{name}"]
 
 
 def _first_generation(ctx: Context, base: int) -> int:
     """Address of the youngest generation; where the interpreter says it, there. 0: not found."""
     lay, m = ctx.runtime.layout, ctx.objects.memory
     try:
-        known = base + lay["PyInterpreterState.gc.generations"]
+        known = base + _generations(ctx)
+        if ctx.runtime.free_threaded:  # it has thresholds and counts, and no lists
+            return known
         # Debian's 3.13 has them four bytes earlier; the first is pointed to, in most versions.
         for place in ("PyInterpreterState.gc.generation0",):
             told = m.u64(base + lay[place]) if place in lay else 0

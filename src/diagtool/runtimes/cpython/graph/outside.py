@@ -11,6 +11,7 @@ from diagtool.capture.memory import U64
 from diagtool.capture.plan import is_anonymous
 from diagtool.capture.segments import merged
 from diagtool.runtimes.cpython.context import Context
+from diagtool.runtimes.cpython.graph.freethreaded import joined, spans_in_pages, whole_blocks
 from diagtool.runtimes.cpython.graph.nodes import Nodes
 from diagtool.runtimes.cpython.heap.buffers import big_buffers
 from diagtool.runtimes.cpython.heap.census import HeapCensus
@@ -34,11 +35,12 @@ _HEADER = np.uint64(8)  # bytes between two blocks of malloc, at least
 @dataclass(slots=True)
 class Outside:
     """``ranges`` are to be read; in them ``spans`` belong to objects, ``stale_start`` to ``stale_end``
-    (sorted, disjoint) to nobody any more. ``sealed`` was writable once. ``why_not``: why what is found there
-    may not be all, "" where it is."""
+    (sorted, disjoint) to nobody any more. ``takes`` are the blocks that objects take. ``sealed`` was writable
+    once. ``why_not``: why what is found there may not be all, "" where it is."""
 
     ranges: Ranges
     spans: Spans
+    takes: Spans
     stale_start: U64
     stale_end: U64
     sealed: Ranges
@@ -67,7 +69,12 @@ def memory_outside(ctx: Context, census: HeapCensus, owners: Owners, nodes: Node
     ranges = without(without(merged(written), used), _quiet(ctx, census))
     mine = _joined(owners.large, owners.tables)
     start, end = _stale(ctx, gone)
-    return Outside(ranges, mine, start, end, without(sealed(capture), merged(written)), why_not)
+    takes = mine
+    if census.pages:
+        takes = whole_blocks(census.pages, mine)
+        mine, low, high = spans_in_pages(ctx, census, census.pages, owners)
+        start, end = joined(np.concatenate([start, low]), np.concatenate([end, high]))
+    return Outside(ranges, mine, takes, start, end, without(sealed(capture), merged(written)), why_not)
 
 
 def _joined(*parts: Spans) -> Spans:

@@ -113,7 +113,7 @@ class _Scan:
             inner,
             np.bincount(np.concatenate(self.roots), minlength=n).astype(np.int32),
             np.bincount(np.concatenate(self.stale), minlength=n).astype(np.int32),
-            weights_of(self.ctx, self.census, self.nodes, self.outside.spans),
+            weights_of(self.ctx, self.census, self.nodes, self.outside.takes),
             why_not=self.outside.why_not,
         )
 
@@ -198,7 +198,11 @@ class _Scan:
         owner = nodes.nodes_of(spans.owner)
         sources: list[Ints] = [np.zeros(0, np.int32)]
         targets: list[Ints] = [np.zeros(0, np.int32)]
-        self.references[nodes.slots :] = self._counted(self.ctx.vectors.words(nodes.large))
+        if self.ctx.runtime.free_threaded:
+            counts = self.ctx.vectors.references(nodes.large)
+            self.references[nodes.slots :] = np.minimum(counts, _IMMORTAL)
+        else:
+            self.references[nodes.slots :] = self._counted(self.ctx.vectors.words(nodes.large))
         for start, words in self.ctx.capture.memory.blocks(self.outside.ranges):
             at = np.flatnonzero(words - np.uint64(nodes.low) < np.uint64(nodes.high - nodes.low))
             target = nodes.find(words[at])

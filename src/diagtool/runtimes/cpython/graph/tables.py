@@ -62,8 +62,6 @@ def add_graph(
     collectors = [_collector(ctx, i) for i in interpreters]
     tables = ctx.builder.snapshot.tables
     tables["gc"] = [_row(c) for c in collectors]
-    if ctx.runtime.free_threaded:
-        return  # counts of references are split between threads and may be deferred
     if len(census.objects) > MOST_OBJECTS and not asked:
         ctx.warn(
             f"{len(census.objects):,} objects: what they refer to was not looked at, so garbage and lost "
@@ -75,7 +73,8 @@ def add_graph(
     roots = roots_of(graph)
     garbage = find_garbage(graph, graph.weight, census.types.flags, roots)
     _add_garbage(names, garbage, collectors)
-    if asked or garbage.objects >= _MUCH:
+    # Without a GIL the collector has no lists of generations.
+    if (asked or garbage.objects >= _MUCH) and not ctx.runtime.free_threaded:
         _add_generations(ctx, census, graph, collectors, garbage)
     if graph.exact:
         _add_lost(ctx, census, graph, names, np.flatnonzero(roots))

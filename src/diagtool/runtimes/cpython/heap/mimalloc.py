@@ -87,6 +87,8 @@ class Pages:
     size: NDArray[np.int64]  # of the page's slices, bytes
     in_use: Mask
     first: NDArray[np.int64]
+    segments: U64  # addresses of all segments, and where each ends
+    segment_ends: U64
     damaged: U64  # addresses of pages whose lists of free blocks lead astray, and of segments without sense
 
     def __len__(self) -> int:
@@ -138,6 +140,8 @@ def find_pages(ctx: Context, ranges: Ranges) -> Pages:
         fields["size"],
         np.ones(int(handed_out.sum()), np.bool_),
         first,
+        segments,
+        segments + ctx.vectors.words(segments, _SEGMENT_FIELDS["segment_size"][0]),
         damaged,
     )
     lists = _Lists(ctx, pages, fields, entry == _ENTRY_DEBUG)
@@ -230,7 +234,12 @@ def _read_segments(ctx: Context, segments: U64, entry: int) -> tuple[U64, dict[s
 def _heads(ctx: Context, segments: U64, size: int) -> Bytes:
     """Heads of segments, page by page: those that nobody wrote to are not there, and zero."""
     pages = np.arange(0, size, PAGE, dtype=np.uint64)
-    data = ctx.capture.memory.load_block((segments[:, None] + pages[None, :]).reshape(-1), PAGE)[0]
+    wanted = (segments[:, None] + pages[None, :]).reshape(-1)
+    there = ctx.capture.memory.mapped(wanted, PAGE)
+    for low, high in ctx.capture.left_out:  # to be read from the process now
+        there |= (wanted >= np.uint64(low)) & (wanted < np.uint64(high))
+    data = np.zeros((len(wanted), PAGE), np.uint8)
+    data[there] = ctx.capture.memory.load_block(wanted[there], PAGE)[0]
     return np.ascontiguousarray(data.reshape(len(segments), len(pages) * PAGE)[:, :size])
 
 

@@ -165,6 +165,8 @@ def _driven(
     evaluation stack, its ``async with`` the method of a context manager that has it."""
     v = ctx.vectors
     slots = distinct(_all_slots(ctx, interpreters, chains))
+    # Not all of them are objects. What we look for was made by the program, and is in the copy.
+    slots = slots[ctx.objects.memory.mapped(slots, ctx.objects.type_offset + 8)]
     kinds, inverse = np.unique(v.types(slots), return_inverse=True)
     names = [ctx.objects.type_name(int(t)) if t else "" for t in kinds]
     of_kind = {n: slots[inverse == i] for i, n in enumerate(names)}
