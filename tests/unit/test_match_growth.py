@@ -165,6 +165,7 @@ def test_mapped_files(pattern: str, template: str) -> None:
     assert judged(series(100, 200, 50)) == []
     assert judged(series(20_000)) == [("suspect", template, 20_000)]
     assert judged(series(5)) == []
+    assert judged(series(0, 100, 200)) == [("likely", template, 200)]  # none when it was warm
 
 
 def growing(**columns: Sequence[Any]) -> list[Snapshot]:
@@ -246,6 +247,16 @@ def test_snapshots_without_the_heap_have_no_growth_of_it() -> None:
     for one in series:
         one.tables = {"heaps": [{"rss": 1 << 26}]}
     assert judged(series) == []
+
+
+def test_a_series_whose_last_snapshot_has_no_heap_says_so() -> None:
+    series = held(STEADY)
+    for name in ("heap_types", "heap_containers"):
+        del series[2].tables[name]
+    report = find_leaks(series)
+    assert report.findings == ()
+    assert any("not looked at in all of the snapshots" in w for w in report.warnings)
+    assert find_leaks(held(STEADY)).warnings == ()
 
 
 def test_tables_that_make_no_sense_do_no_harm() -> None:

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from diagtool.leaks.facts import Facts
-from diagtool.snapshot.diff import Change, Diff, HolderChange, diff, four_heaps
-from diagtool.snapshot.model import KIND, STATE
+from diagtool.snapshot.diff import Change, Diff, HolderChange, diff, four_heaps, not_counted
+from diagtool.snapshot.model import KIND, STATE, Snapshot
 from diagtool.snapshot.trend import Number
 
 TABLE = "heap_growth"
@@ -51,12 +51,18 @@ def derive(facts: Sequence[Facts]) -> None:
         one.derived[TABLE] = [{**row, "count": counts[at]} for row, counts in rows]
 
 
-def _rows(snapshots: Sequence[Any]) -> Iterator[tuple[Row, list[int]]]:
+def missing(snapshots: Sequence[Snapshot]) -> list[str]:
+    """A warning where the heap was looked at in some snapshots of a series, and not in others."""
+    some = any("heap_types" in s.tables for s in snapshots)
+    return list(not_counted(snapshots)) if some and len(snapshots) > 1 else []
+
+
+def _rows(snapshots: Sequence[Snapshot]) -> Iterator[tuple[Row, list[int]]]:
     if len(snapshots) == 1:
         yield from _dominating(snapshots[0])
         yield from _many_maps(snapshots[0])
         return
-    found = diff(snapshots)
+    found = diff(snapshots, stacks=False)
     yield from _maps(found)
     holders = list(_holders(found))
     yield from holders[:_MOST]
@@ -135,7 +141,7 @@ def _accounts(holder: HolderChange) -> bool:
     return holder.items.delta > 0
 
 
-def _dominating(snapshot: Any) -> Iterator[tuple[Row, list[int]]]:
+def _dominating(snapshot: Snapshot) -> Iterator[tuple[Row, list[int]]]:
     """Containers of the program that have most of the heap, by what is in them no table of plain data."""
     whole = four_heaps(snapshot)["object_bytes"] or 0
     for row in snapshot.tables.get("heap_containers", ())[:100]:
@@ -209,7 +215,7 @@ def _collects(found: Diff) -> bool | None:
     return told.pop() if len(told) == 1 and told <= {True, False} else None
 
 
-def _heaps_row(snapshot: Any) -> Row:
+def _heaps_row(snapshot: Snapshot) -> Row:
     rows = snapshot.tables.get("heaps") or [{}]
     return rows[0] if isinstance(rows[0], dict) else {}
 
@@ -220,7 +226,7 @@ def _in_flight(found: Diff) -> bool:
     return last - first >= max(3, 0.1 * first)
 
 
-def _flows(snapshot: Any) -> int:
+def _flows(snapshot: Snapshot) -> int:
     s = snapshot.stacks
     return int((((s.kind == KIND["task"]) & (s.state != STATE["done"])) | (s.kind == KIND["thread"])).sum())
 
@@ -237,12 +243,12 @@ def _native(found: Diff) -> Iterator[tuple[Row, list[int]]]:
         yield made, [_blocks_in_use(s) for s in found.snapshots]
 
 
-def _blocks_in_use(snapshot: Any) -> int:
+def _blocks_in_use(snapshot: Snapshot) -> int:
     arenas = sum(_whole(r.get("used_blocks")) for r in snapshot.tables.get("native_arenas", ()))
     return arenas + sum(_whole(r.get("mmapped_blocks")) for r in snapshot.tables.get("native_heap", ()))
 
 
-def _lost(snapshot: Any) -> int:
+def _lost(snapshot: Snapshot) -> int:
     """Bytes of native blocks that nobody can reach, which have a template of their own."""
     rows = snapshot.tables.get("native_lost", ())
     return sum(_whole(row.get("bytes")) for row in rows if isinstance(row, dict))
@@ -260,7 +266,7 @@ def _maps(found: Diff) -> Iterator[tuple[Row, list[int]]]:
             yield _row(signature, one.pattern, one.count, **facts, bytes=size)
 
 
-def _many_maps(snapshot: Any) -> Iterator[tuple[Row, list[int]]]:
+def _many_maps(snapshot: Snapshot) -> Iterator[tuple[Row, list[int]]]:
     for row in snapshot.tables.get("mapped_files", ())[:1000]:
         pattern, count = (
             (row.get("pattern"), _whole(row.get("count"))) if isinstance(row, dict) else (None, 0)
@@ -307,4 +313,4 @@ def _whole(value: object) -> int:
     return value if good else 0  # type: ignore[return-value]
 
 
-__all__ = ("TABLE", "derive", "is_prometheus")
+__all__ = ("TABLE", "derive", "is_prometheus", "missing")

@@ -82,7 +82,7 @@ def _judge(
     count = sum(_count(template.match, r) for r in rows)
     if not rows or count < (rule.min_count if min_count is None else min_count):
         return None
-    if course is not None and min(group.counts) == 0:
+    if course is not None and min(group.counts) == 0 and template.match.table not in facts[-1].derived:
         return None  # of a series only what was there all along, or grew
     resolve = _resolver(group, rows, count, course, facts[-1].snapshot)
     if rule.series and (course is None or not all_hold(rule.series, resolve)):

@@ -16,7 +16,7 @@ from diagtool.leaks import model
 from diagtool.leaks.cluster import Clusters, examples, frames_of, kind_name, stable_id, state_name, things_of
 from diagtool.leaks.evidence import sentences, waiting_on
 from diagtool.leaks.facts import CALLBACK, Facts, Rows
-from diagtool.leaks.growth import derive
+from diagtool.leaks.growth import derive, missing
 from diagtool.leaks.match import Match, Matcher
 from diagtool.leaks.model import Finding, Report
 from diagtool.leaks.pattern import StackPattern
@@ -69,7 +69,7 @@ def judge(
     made = _with_ids(made)
     shown = list(_clusters(facts.clusters, snapshot, made, idle_clusters))
     left_out = len(facts.clusters) - len(shown)
-    warnings = [w for s in series for w in s.warnings]
+    warnings = [*missing(series), *(w for s in series for w in s.warnings)]
     if left_out:
         warnings.append(f"{left_out:,} smaller clusters are not listed")
     report = Report.of(

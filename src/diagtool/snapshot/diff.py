@@ -128,13 +128,14 @@ def diff(
     *,
     work: Sequence[float] = (),
     same: bool = True,
+    stacks: bool = True,
     notes: Sequence[str] = (),
 ) -> Diff:
     """Compare ``snapshots``, oldest first, two at least.
 
     ``work``: units of work in each interval; or one number for all, of which every interval has its share by
-    time (in equal parts, where times are not known). ``same``: they are of one process. ``notes``: further
-    warnings.
+    time (in equal parts, where times are not known). ``same``: they are of one process. ``stacks``: compare
+    these, too. ``notes``: further warnings.
     """
     at = [s.target.captured_at for s in snapshots]
     seconds = tuple(math.nan if None in (t, at[0]) else (t or 0.0) - (at[0] or 0.0) for t in at)
@@ -147,9 +148,9 @@ def diff(
         heaps=tuple(_heaps(snapshots, measure)),
         types=tuple(_types(snapshots, measure)),
         holders=tuple(_holders(snapshots, measure, same)),
-        stacks=tuple(_stacks(snapshots, measure)),
+        stacks=tuple(_stacks(snapshots, measure)) if stacks else (),
         maps=tuple(_maps(snapshots, measure)),
-        warnings=(*notes, *_warnings(snapshots)),
+        warnings=(*notes, *not_counted(snapshots), *dict.fromkeys(w for s in snapshots for w in s.warnings)),
     )
 
 
@@ -331,10 +332,10 @@ def _maps(snapshots: Sequence[Snapshot], measure: _Measure) -> list[MapChange]:
     return sorted(out, key=lambda c: -c.count.delta)
 
 
-def _warnings(snapshots: Sequence[Snapshot]) -> Iterable[str]:
+def not_counted(snapshots: Sequence[Snapshot]) -> Iterable[str]:
+    """That the heap can't be compared, and why, if so."""
     counted = ["heap_types" in s.tables for s in snapshots]
     if any(counted) and not all(counted):
         yield "the heap was not looked at in all of the snapshots: take each with --heap"
     elif not any(counted):
         yield "the heap was not looked at: take the snapshots with --heap"
-    yield from dict.fromkeys(w for s in snapshots for w in s.warnings)
