@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 import diagtool
+from diagtool.cli import main
 from diagtool.leaks import find_leaks
 from diagtool.leaks.model import Finding
 from diagtool.snapshot.model import Snapshot
@@ -84,3 +87,25 @@ def test_a_series_tells_what_grows(
     with ThreadPoolExecutor(AT_ONCE) as pool:
         found = pool.map(lambda mode: complaint(fixture, mode, interpreter), modes)
         assert list(filter(None, found)) == []
+
+
+def test_cores_and_then_the_process_are_a_series(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`diagtool diff` takes them as it takes snapshots: at the same addresses, of the same process."""
+    with launch(FIXTURES["d02"], "leak", n=2000) as program:
+        cores = []
+        for number in range(2):
+            cores.append(str(program.gcore(tmp_path).rename(tmp_path / f"core.{number}")))
+            program.grow()
+        assert main(["diff", *cores, str(program.pid), "--heap", "--format", "json", "--work", "4000"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["same_process"]
+    assert [s["kind"] for s in document["snapshots"]] == ["core", "core", "live"]
+    (images,) = [h for h in document["holders"] if h["name"] == "_images"]
+    assert images["items"]["values"] == [2000, 4000, 6000]
+    assert images["items"]["per_unit"] > 0
+    assert images["oldest_kept"]
+    (kept,) = [t for t in document["types"] if t["type"] == "__main__.Image"]
+    assert kept["count"]["values"] == [2000, 4000, 6000]
+    heaps = {h["heap"]: h for h in document["heaps"]}
+    assert heaps["rss"]["values"][:2] == [None, None]  # a core does not tell
+    assert heaps["native"]["delta"] > 2000 * 2000
