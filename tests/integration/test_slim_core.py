@@ -99,7 +99,7 @@ def test_the_core_of_a_small_process_shows_the_same(tmp_path: Path) -> None:
         assert not opened.missing
 
 
-@pytest.fixture(params=interpreters()[::3], ids=str, scope="module")
+@pytest.fixture(params=interpreters()[3::3], ids=str, scope="module")
 def large(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Running, Path]:
     path = tmp_path_factory.mktemp("large") / "program.py"
     path.write_text(PROGRAM)
@@ -147,7 +147,7 @@ def test_gdb_unwinds_every_thread_to_its_start(large: tuple[Running, Path | None
         timeout=100,
     ).stdout
     assert len(re.findall(r"^Thread \d+ ", text, re.MULTILINE)) == 2, text
-    assert re.search(r"in _start \(|__libc_start_main", text), text
+    assert re.search(r"in (main|_start|__libc_start_main\w*) \(", text), text
     if root is None:  # the newest C library has its symbols elsewhere
         assert re.search(r"clone3? \(|start_thread", text), text
     assert "libc.so.6" in text and "lib-dynload" in text

@@ -137,7 +137,8 @@ def _has_more(target: str, snap: Snapshot) -> bool:
     """Whether there is a heap that was not looked at yet: that of a core."""
     from diagtool.api import kind_of
 
-    return kind_of(target) == "core" and "heap" not in snap.tables
+    missing = snap.target.details.get("missing")  # of a slim core, say: what is left is no heap
+    return kind_of(target) == "core" and "heap" not in snap.tables and not missing
 
 
 def _hint(target: str, snap: Snapshot) -> list[Line]:

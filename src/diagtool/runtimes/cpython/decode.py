@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diagtool.capture.memory import MemoryFault
 from diagtool.capture.model import Capture
 from diagtool.runtimes.cpython.allocations import add_allocations
 from diagtool.runtimes.cpython.context import Context
@@ -84,7 +87,8 @@ def _decode(
         if census is not None and heap:
             add_details(ctx, census, interpreters)
             add_allocations(ctx, census)
-            add_bases(ctx, census, interpreters, tasks.tasks.address)
+            with _as_far_as_memory_goes(ctx, "what keeps the largest containers"):
+                add_bases(ctx, census, interpreters, tasks.tasks.address)
         if census is not None and values is not None:
             add_values(ctx, census, interpreters, values)
         if census is not None and why is not None:
@@ -92,7 +96,8 @@ def _decode(
     stuck = judge_exclusive(ctx, tasks, threads)
     holder = _hold(ctx, interpreters, tasks)
     if census is not None and heap and graph is not False:
-        with capture.memory.unwatched():  # it may read what is late: after what is to be of one instant
+        # It may read what is late: after what is to be of one instant.
+        with capture.memory.unwatched(), _as_far_as_memory_goes(ctx, "what nobody refers to"):
             add_graph(ctx, census, interpreters, tasks.tasks.address, asked=graph is True)
     snapshot = ctx.builder.finish()
     rows = slice(tasks.first, tasks.first + len(tasks.tasks))
@@ -101,6 +106,15 @@ def _decode(
     snapshot.stacks.stuck[[t.row for t in threads]] = stuck[len(tasks.tasks) :]
     snapshot.pause_ms = capture.pause_ms
     return snapshot
+
+
+@contextmanager
+def _as_far_as_memory_goes(ctx: Context, what: str) -> Iterator[None]:
+    """A part that a core without all memory need not have."""
+    try:
+        yield
+    except MemoryFault as fault:
+        ctx.warn(f"{what} is not known: {fault}")
 
 
 def describe(capture: Capture, flavour: str = "") -> Target:
