@@ -28,7 +28,7 @@ __all__ = ["KeptBy", "Retention", "ask_who_keeps"]
 
 _WANTED = 20  # types, modules, containers that are told
 _SECONDS = 10.0  # for each of the three
-_LEAST_ITEMS = 64  # of a container
+_LEAST_ITEMS = 65  # of a container
 _MOST_CONTAINERS = 400  # that are asked about, those that may keep most
 _MOST_MODULES = 20_000
 #: What the whole program hangs on: that nearly everything goes with these is true, and says nothing.
@@ -171,7 +171,8 @@ class _Questions:
         rows = np.flatnonzero((kind >= 0) & self.inside)
         rows = rows[flags[kind[rows]]]
         others = np.concatenate([self.interned, *self.modules])
-        rows = rows[~np.isin(rows, others)]
+        # Tables of that many items lie outside of pools, and their references are the container's own.
+        rows = rows[~np.isin(rows, others) & (np.diff(self.graph.first)[rows] >= _LEAST_ITEMS // 2)]
         rows = rows[np.argsort(-self.most[rows], kind="stable")][: _MOST_CONTAINERS * 4]
         sizes = self.ctx.vectors.sizes(self.graph.nodes.addresses(rows))
         own = np.array([self.ctx.objects.size(int(a)) or 0 for a in self.graph.nodes.addresses(rows)])

@@ -18,6 +18,7 @@ from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.graph.live import Extents, live_extents
 from diagtool.runtimes.cpython.graph.nodes import BARE, FREE, Nodes, number_nodes
 from diagtool.runtimes.cpython.graph.outside import Outside, memory_outside
+from diagtool.runtimes.cpython.graph.walk import edges_of
 from diagtool.runtimes.cpython.graph.weights import weights_of
 from diagtool.runtimes.cpython.heap.blocks import read_blocks
 from diagtool.runtimes.cpython.heap.census import HeapCensus
@@ -71,6 +72,14 @@ def build_graph(ctx: Context, census: HeapCensus) -> Graph:
     return _Scan(ctx, census, nodes, outside, extents).run()
 
 
+def _flag(of_kind: NDArray[np.bool_], kind: Ints) -> NDArray[np.bool_]:
+    """What is said of each node's type; false for what is no object."""
+    if not len(of_kind):
+        return np.zeros(len(kind), np.bool_)
+    flags: NDArray[np.bool_] = of_kind[np.maximum(kind, 0)] & (kind >= 0)
+    return flags
+
+
 class _Scan:
     def __init__(
         self, ctx: Context, census: HeapCensus, nodes: Nodes, outside: Outside, extents: Extents
@@ -86,6 +95,7 @@ class _Scan:
         self.selves: list[Ints] = [np.zeros(0, np.int32)]
         self.stale: list[Ints] = [np.zeros(0, np.int32)]
         self.roots: list[Ints] = [np.zeros(0, np.int32)]
+        self.copies: list[Ints] = [np.zeros(0, np.int32)]  # blocks with text
         self._collected = np.sort(census.types.address[census.types.before == 16])
 
     def run(self) -> Graph:
@@ -103,6 +113,11 @@ class _Scan:
         joined = np.concatenate(self.targets)
         self.targets.clear()
         targets = self._merged(joined, source[order], target[order], first)
+        # What lies in a block with text beside it was left by others: as if it referred to itself.
+        copies = np.unique(np.concatenate(self.copies)).astype(np.intp)
+        left = edges_of(first, copies)
+        self.stale.append(targets[left])
+        targets[left] = np.repeat(copies, first[copies + 1] - first[copies])
         inner = np.bincount(targets, minlength=n).astype(np.int32)
         inner += np.bincount(np.concatenate(self.selves), minlength=n).astype(np.int32)
         return Graph(
@@ -156,12 +171,57 @@ class _Scan:
         row = at // words
         column = 8 * (at - row * words)
         live = (kind != FREE) & ~self._dead(blocks, kind)
-        good = live[row] & (column < self.extents.end[low:high][row])
-        weak = self.extents.weak[np.maximum(kind, 0)] & (kind >= 0) if len(self.extents.weak) else kind > 0
+        live &= ~_flag(self.extents.plain, kind)
+        good = live[row] & (column < self._ends(blocks, kind, low)[row])
+        good &= column >= self.extents.begin[low:high][row]
+        good &= ~self._links(flat[at], row, column, target, kind, block)
+        text = _flag(self.extents.text, kind)[row]
+        copies = np.flatnonzero(text & good)
+        copies = copies[nodes.kind[target[copies]] == BARE]
+        self.copies.append(target[copies].astype(np.int32))
+        text[copies] = False
+        good &= ~text
+        weak = _flag(self.extents.weak, kind)
         good &= ~weak[row] | (column - nodes.before[np.maximum(kind[row], 0)] == self.extents.callback)
         kept = good & (target != row + low)
         self.degree[low:high] += np.bincount(row[kept], minlength=high - low)
         self._add(row + low, target, good)
+
+    def _links(
+        self,
+        words: U64,
+        row: NDArray[np.intp],
+        column: NDArray[np.intp],
+        target: NDArray[np.int64],
+        kind: Ints,
+        block: int,
+    ) -> NDArray[np.bool_]:
+        """First words of bare blocks that are left from the time when these were in a list of free blocks."""
+        links: NDArray[np.bool_] = (column == 0) & (kind[row] == BARE) & (self.nodes.kind[target] == BARE)
+        rows = np.flatnonzero(links)
+        place, within = self.nodes.blocks_of(words[rows])
+        pool = np.searchsorted(self.nodes.first, place, side="right") - 1
+        links[rows] = (within == 0) & (self.nodes.block[pool] == block) if len(rows) else False
+        return links
+
+    def _ends(self, blocks: U64, kind: Ints, low: int) -> NDArray[np.int64]:
+        """Bytes of each block in which words are references."""
+        extents = self.extents
+        ends = extents.end[low : low + len(kind)].astype(np.int64)
+        if not len(extents.of_kind):
+            return ends
+        known = np.maximum(kind, 0)
+        ends = np.where(kind >= 0, np.minimum(ends, extents.of_kind[known]), ends)
+        rows = np.flatnonzero(_flag(extents.tuples, kind))
+        if len(rows):
+            lay = self.ctx.runtime.layout
+            column = (self.nodes.before[kind[rows]] + lay["PyVarObject.ob_size"]) // 8
+            rows, column = rows[column < blocks.shape[1]], column[column < blocks.shape[1]]
+            items = np.minimum(blocks[rows, column], np.uint64(1 << 20)).astype(np.int64)
+            # Classes derived from tuple may have attributes behind the items.
+            spare = np.maximum(self.census.types.basic[kind[rows]] - lay["PyTupleObject.ob_item"], 0)
+            ends[rows] = self.nodes.before[kind[rows]] + lay["PyTupleObject.ob_item"] + 8 * items + spare
+        return ends
 
     def _count_references(self, blocks: U64, kind: Ints, low: int) -> None:
         rows = np.flatnonzero(kind >= 0)
