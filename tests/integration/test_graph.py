@@ -250,11 +250,15 @@ def test_a_busy_healthy_program_has_lost_nothing(interpreter: Interpreter) -> No
     assert snapshot.tables["heap_graph"][0]["exact"] is True
 
 
-@pytest.mark.parametrize("name", ["e01", "d08"])
+#: Of each fixture the modes that differ most for us.
+MODES = {"e01": "leak leak2 healthy2 healthy3 healthy4", "d08": "leak leak2 healthy2 healthy4"}
+
+
+@pytest.mark.parametrize("name", MODES)
 def test_the_fixtures_show_what_they_are_for(name: str) -> None:
     fixture = FIXTURES[name]
     expected = "native-references-lost" if name == "e01" else "garbage-not-collected"
-    for mode in fixture.modes:
+    for mode in MODES[name].split():
         with launch(fixture, mode, interpreters()[-2]) as program:
             found = findings(diagtool.snapshot(program.pid, heap=True))
         if mode in fixture.leak_modes:
