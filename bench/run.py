@@ -24,6 +24,7 @@ from pathlib import Path
 
 from common import BIN, ROOT, Row, Table, gap_ms, interpreter, run, target
 from heap_stop import heap_stop
+from native_heap import native_heap
 
 
 def tools_for(pid: int, folder: str) -> list[tuple[str, list[str]]]:
@@ -174,6 +175,7 @@ PARTS: dict[str, Callable[[int], Iterator[Table]]] = {
     "core": big_core,
     "start": start_up,
     "heap-stop": heap_stop,
+    "native-heap": native_heap,
 }
 
 
