@@ -108,6 +108,21 @@ def test_stacks_at_one_place_and_mapped_files() -> None:
     assert (files.pattern, files.count.values) == ("/m/a_#.db", (100, 200, 300))
 
 
+def test_sites_of_allocation_where_somebody_recorded_them() -> None:
+    series = leaking()
+    for i, one in enumerate(series):
+        one.tables["allocation_sites"] = [
+            {"file": "/srv/app/cache.py", "line": 41, "function": "put", "count": i, "bytes": 1 << 20 + i},
+            {"file": "/srv/app/start.py", "line": 3, "function": None, "count": 7, "bytes": 1 << 20},
+        ]
+    found = diff(series)
+    (site,) = found.sites
+    assert (site.file, site.line, site.bytes.values) == ("/srv/app/cache.py", 41, (1 << 20, 1 << 21, 1 << 22))
+    assert "cache.py:41 in put" in shown(found)
+    series[0].tables["allocation_sites"] = [{"file": [], "line": "x"}, {"file": "a", "line": 1, "bytes": "b"}]
+    assert isinstance(diff(series), Diff)
+
+
 def test_nothing_is_made_up_where_the_heap_was_not_looked_at() -> None:
     series = [snapshot(0, images=10), snapshot(1, images=9000, tables=False)]
     found = diff(series)
@@ -154,7 +169,10 @@ def test_a_report_of_no_growth_says_so() -> None:
 def test_the_document_is_what_its_schema_says() -> None:
     schema = json.schema("diff")
     jsonschema.Draft202012Validator.check_schema(schema)
-    for found in (diff(leaking(tasks=5), work=(3,)), diff([snapshot(0), snapshot(1, tables=False)])):
+    series = leaking(tasks=5)
+    series[2].tables["allocation_sites"] = [{"file": "a.py", "line": 1, "count": 900, "bytes": 90_000}]
+    series[0].tables["allocation_sites"] = []
+    for found in (diff(series, work=(3,)), diff([snapshot(0), snapshot(1, tables=False)])):
         document = plain_json.loads(json.dumps(diffjson.document(found)))
         jsonschema.validate(document, schema, jsonschema.Draft202012Validator)
     assert diffjson.document(diff(leaking()))["holders"][0]["address"] == "0x7000"

@@ -179,11 +179,13 @@ def _python(found: Diff) -> Iterator[tuple[Row, list[int]]]:
     if collected is None:
         return
     types = [t for t in found.types if t.count.delta > 0]
+    site = next((s for s in found.sites if s.bytes.delta > 0), None)
+    made = "" if site is None else f", allocated most of all at {site.file}:{site.line}"
     leading = next((t for t in types if "." in t.type), None)
     facts = {
         "collects": _collects(found),
         "in_flight": _in_flight(found),
-        "types": ", ".join(f"{t.type} (+{t.count.delta:,.0f})" for t in types[:4]),
+        "types": ", ".join(f"{t.type} (+{t.count.delta:,.0f})" for t in types[:4]) + made,
         "leading": None if leading is None else leading.type,
         "bytes": None,
     }

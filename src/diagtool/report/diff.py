@@ -21,6 +21,7 @@ from diagtool.leaks.model import is_own
 from diagtool.report.terminal import View, about, doing, place, warnings
 from diagtool.report.text import Line, cells, clean, count, cut, duration, size, wrap
 from diagtool.snapshot.diff import Change, Diff
+from diagtool.snapshot.model import Frame
 from diagtool.snapshot.trend import Number
 
 #: Rows shown of each kind when nobody asks for another number.
@@ -62,6 +63,7 @@ def report(diff: Diff, limit: int, view: View) -> Iterator[Line]:
     yield from _section("TYPES", rows, limit, view)
     yield from _section("HOLDERS", list(_holders(diff)), limit, view)
     yield from _section("STACKS", list(_stacks(diff, view)), limit, view)
+    yield from _section("SITES", list(_sites(diff, view)), limit, view)
     maps = [
         _Row(
             (_signed(m.count.delta), _signed_size(m.bytes.delta)),
@@ -73,7 +75,7 @@ def report(diff: Diff, limit: int, view: View) -> Iterator[Line]:
         if m.count.delta > 0
     ]
     yield from _section("MAPPED FILES", maps, limit, view)
-    if not any((grown, diff.holders, diff.stacks, maps)):
+    if not any((grown, diff.holders, diff.stacks, diff.sites, maps)):
         yield [("Nothing that was counted in these snapshots grew.", "")]
         yield []
     yield from warnings(diff.warnings, view)
@@ -133,6 +135,16 @@ def _holders(diff: Diff) -> Iterator[_Row]:
         kept = {True: "its oldest items stayed", False: "its items are new ones", None: ""}[held.kept]
         delta = (_signed(held.items.delta), _signed_size(held.bytes.delta))
         yield _Row(delta, text, (_course(held.items, False), kept), _style(held.items))
+
+
+def _sites(diff: Diff, view: View) -> Iterator[_Row]:
+    for site in diff.sites:
+        if site.bytes.delta <= 0:
+            continue
+        where = place(Frame(site.function or "", site.file, site.line), view.verbose)
+        text = f"{where} in {clean(site.function, 100)}" if site.function else where
+        delta = (_signed(site.count.delta), _signed_size(site.bytes.delta))
+        yield _Row(delta, text, (_course(site.bytes, True),), _style(site.bytes))
 
 
 def _stacks(diff: Diff, view: View) -> Iterator[_Row]:

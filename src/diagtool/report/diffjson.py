@@ -44,6 +44,16 @@ def document(diff: Diff) -> dict[str, Any]:
             }
             for s in diff.stacks
         ],
+        "sites": [
+            {
+                "file": s.file,
+                "line": s.line,
+                "function": s.function,
+                "count": _change(s.count),
+                "bytes": _change(s.bytes),
+            }
+            for s in diff.sites
+        ],
         "maps": [
             {"pattern": m.pattern, "count": _change(m.count), "bytes": _change(m.bytes)} for m in diff.maps
         ],

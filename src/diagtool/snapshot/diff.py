@@ -95,6 +95,17 @@ class StackChange:
 
 
 @dataclass(frozen=True, slots=True)
+class SiteChange:
+    """Blocks in use that were allocated at one place, as tracemalloc or memray recorded it."""
+
+    file: str
+    line: int | None
+    function: str | None
+    count: Change
+    bytes: Change
+
+
+@dataclass(frozen=True, slots=True)
 class MapChange:
     """Mappings of files whose names have this pattern."""
 
@@ -119,6 +130,7 @@ class Diff:
     types: tuple[TypeChange, ...] = ()
     holders: tuple[HolderChange, ...] = ()
     stacks: tuple[StackChange, ...] = ()
+    sites: tuple[SiteChange, ...] = ()
     maps: tuple[MapChange, ...] = ()
     warnings: tuple[str, ...] = field(default_factory=tuple)
 
@@ -149,6 +161,7 @@ def diff(
         types=tuple(_types(snapshots, measure)),
         holders=tuple(_holders(snapshots, measure, same)),
         stacks=tuple(_stacks(snapshots, measure)) if stacks else (),
+        sites=tuple(_sites(snapshots, measure)),
         maps=tuple(_maps(snapshots, measure)),
         warnings=(*notes, *not_counted(snapshots), *dict.fromkeys(w for s in snapshots for w in s.warnings)),
     )
@@ -320,6 +333,23 @@ def _clusters(snapshot: Snapshot) -> dict[tuple[str, str, str | None, tuple[Fram
         key = (KINDS[kind], STATES[state], snapshot.waits[wait] or None, frames)
         out[key] = out.get(key, 0) + count
     return out
+
+
+def _sites(snapshots: Sequence[Snapshot], measure: _Measure) -> list[SiteChange]:
+    def key(row: Row) -> tuple[str, int | None, str | None] | None:
+        file, line, function = row.get("file"), row.get("line"), row.get("function")
+        if not isinstance(file, str) or not isinstance(line, (int, type(None))):
+            return None
+        return file, line, function if isinstance(function, str) else None
+
+    out = []
+    for (file, line, function), ((counts, sizes), _) in _table(
+        snapshots, "allocation_sites", key, "count", "bytes"
+    ).items():
+        one = SiteChange(file, line, function, measure(counts, _LEAST_COUNT), measure(sizes, _LEAST_BYTES))
+        if one.bytes.course not in ("flat", "unknown"):
+            out.append(one)
+    return sorted(out, key=lambda c: -c.bytes.delta)
 
 
 def _maps(snapshots: Sequence[Snapshot], measure: _Measure) -> list[MapChange]:
