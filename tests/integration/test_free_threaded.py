@@ -94,6 +94,70 @@ def test_the_objects_of_all_threads_are_counted(interpreter: Interpreter, tmp_pa
         check(program, diagtool.snapshot(program.gcore(tmp_path), heap=True))
 
 
+#: Cycles that a thread left which has ended, references that C code took, and what is healthy beside them.
+GRAPH = """
+import gc, os, sys, threading, weakref
+try:
+    import ctypes
+except ImportError:
+    print("SKIP this build has no ctypes", flush=True)
+gc.disable()
+
+class Kept:
+    def __init__(self, i):
+        self.text = "kept %d" % i
+
+class Cycle:
+    def __init__(self):
+        self.me, self.data = self, bytes(1000)
+
+class Lost:
+    pass
+
+kept, weak = {}, []
+
+def fill():
+    for i in range(3000):
+        kept[i] = Kept(i)
+        weak.append(weakref.ref(kept[i]))
+    for i in range(2000):
+        Cycle()
+    if "leak" in sys.argv:
+        for i in range(700):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(Lost()))
+
+thread = threading.Thread(target=fill)
+thread.start()
+thread.join()
+if "leak" not in sys.argv:
+    gc.enable()
+    gc.collect()
+print("READY", os.getpid(), flush=True)
+threading.Event().wait()
+"""
+
+
+@on_each
+@pytest.mark.parametrize("mode", ["leak", "healthy"])
+def test_who_keeps_what_and_what_nobody_does(interpreter: Interpreter, mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(GRAPH)
+    with launch(path, interpreter=interpreter, arguments=[mode]) as program:
+        tables = diagtool.snapshot(program.pid, heap=True, graph=True).tables
+    assert tables["heap_graph"][0]["exact"] is True
+    garbage = {row["type"]: row["in_cycles"] for row in tables["heap_garbage"]}
+    lost = {row["type"]: row["unreferenced"] for row in tables["heap_lost"]}
+    if mode == "leak":
+        assert 1900 <= garbage["__main__.Cycle"] <= 2000  # a few lie on the stack still
+        assert 500 <= lost.pop("__main__.Lost") <= 700  # stale words hide the others
+    else:
+        assert not garbage
+    assert not any(lost.values())
+    rows = {row["name"]: row for row in tables["heap_retained"] if row["what"] == "type"}
+    assert rows["__main__.Kept"]["objects"] == 6000  # each with its text
+    assert rows["__main__.Kept"]["bytes"] >= 3000 * (64 + 48)
+
+
 def test_one_that_could_not_be_had_is_refused_in_a_sentence(tmp_path: Path) -> None:
     """The core of another interpreter, made to say that it was a free-threaded 3.15."""
     newer = [i for i in interpreters("release") if i.minor >= 13 and not i.root]

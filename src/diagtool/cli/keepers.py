@@ -25,7 +25,7 @@ def show_keepers(
 
     snap = resolved.snapshot
     if not (retained.has_garbage(snap) if garbage else retained.has_retained(snap)):
-        raise NoGraph(target, free_threaded="free-threaded" in snap.target.flavour)
+        raise NoGraph(target)
     if output_format == "json":
         print_text(documents.dumps(documents.heap(snap, heap.counts(snap))), output)
     else:
@@ -38,10 +38,7 @@ def show_keepers(
 class NoGraph(Exception):
     """It was not looked at what the objects refer to."""
 
-    def __init__(self, target: str, free_threaded: bool) -> None:
-        self.hint = "Name the process or its core."
-        why = ""
-        if free_threaded:
-            self.hint = "`diagtool heap TARGET --why TYPE` works there, too."
-            why = ": a free-threaded build does not count all references"
-        super().__init__(f"what the objects of {target} refer to is not known{why}")
+    hint = "Name the process or its core."
+
+    def __init__(self, target: str) -> None:
+        super().__init__(f"what the objects of {target} refer to is not known")
