@@ -25,6 +25,7 @@ from pathlib import Path
 from common import BIN, ROOT, Row, Table, gap_ms, interpreter, run, target
 from heap_stop import heap_stop
 from native_heap import native_heap
+from object_heap import object_heap
 
 
 def tools_for(pid: int, folder: str) -> list[tuple[str, list[str]]]:
@@ -176,6 +177,7 @@ PARTS: dict[str, Callable[[int], Iterator[Table]]] = {
     "start": start_up,
     "heap-stop": heap_stop,
     "native-heap": native_heap,
+    "object-heap": object_heap,
 }
 
 
