@@ -128,6 +128,11 @@ class AddressSpace:
         self._sources.clear()
 
     @property
+    def size(self) -> int:
+        """Bytes that are held."""
+        return self._bytes
+
+    @property
     def segments(self) -> list[Segment]:
         """What is held, sorted by address."""
         return list(self._map.segments)

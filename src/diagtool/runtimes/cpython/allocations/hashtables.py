@@ -19,7 +19,9 @@ from diagtool.runtimes.cpython.context import Context
 
 __all__ = ["Damaged", "entries", "looks_like_table"]
 
-_MAX_BUCKETS = 1 << 31
+# A table is shrunk when less than a tenth of its buckets are in use (HASHTABLE_LOW, Python/hashtable.c).
+_BUCKETS_AN_ENTRY = 32
+_LEAST_BUCKETS = 1 << 10
 _MAX_STEPS = 4096  # the longest list that is followed
 _BATCH = 1 << 22  # buckets looked at together
 
@@ -36,7 +38,10 @@ def looks_like_table(ctx: Context, address: int) -> bool:
     count = memory.u64(address + lay["_Py_hashtable_t.nentries"])
     buckets = memory.u64(address + lay["_Py_hashtable_t.nbuckets"])
     first = memory.u64(address + lay["_Py_hashtable_t.buckets"])
-    if not 0 < buckets <= _MAX_BUCKETS or buckets & buckets - 1 or count > 2 * buckets:
+    if not 0 < buckets <= _LEAST_BUCKETS + _BUCKETS_AN_ENTRY * count or buckets & buckets - 1:
+        return False
+    # What is there bounds the time that a wild number could cost.
+    if count > 2 * buckets or count * lay["sizeof._Py_hashtable_entry_t"] > memory.size:
         return False
     return first % 8 == 0 and memory.try_read(first + 8 * (buckets - 1), 8) is not None
 

@@ -111,12 +111,12 @@ def _sites(ctx: Context, places: U64, limit: int) -> tuple[list[Site], NDArray[n
     distinct, inverse = np.unique(name, return_inverse=True)
     names = _names(ctx, distinct)
     frames = [(names[n], at_line) for n, at_line in zip(inverse.tolist(), line, strict=True)]
-    ends = np.cumsum(count).tolist()
-    starts = [0, *ends[:-1]]
+    ends = np.cumsum(count)
+    starts = ends - count
     numbers: dict[tuple[tuple[str, int], ...], int] = {}
     which = np.zeros(len(places), np.int64)
     deepest: list[int] = []
-    for i, (low, high, total) in enumerate(zip(starts, ends, depth.tolist(), strict=True)):
+    for i, (low, high, total) in enumerate(zip(starts.tolist(), ends.tolist(), depth.tolist(), strict=True)):
         # Those that differ in what was cut off only are one.
         which[i] = number_of = numbers.setdefault(tuple(frames[low:high]), len(numbers))
         deepest[number_of : number_of + 1] = [max(total, high - low, *deepest[number_of : number_of + 1])]
