@@ -264,6 +264,7 @@ def _unreachable(snapshot: Snapshot, totals: _Row, limit: int, view: View) -> It
         return
     groups = rows(snapshot, "native_unreachable")
     lost = [r for r in groups if r["known"] is None]
+    lost.sort(key=lambda r: r["hangs"] == r["count"])  # what hangs on others comes last
     known = [r for r in groups if r["known"] is not None]
     number = totals["unreachable_blocks"]
     if not number:
@@ -310,5 +311,5 @@ def _begins_with(row: _Row) -> str:
     if row["hangs"] == row["count"]:
         text += ", hanging on others"
     elif row["hanging"]:
-        text += f", {row['hanging']:,} more hang on them"
+        text += f", with {row['hanging']:,} more"
     return text
