@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from diagtool.report.terminal import View, about, warnings
-from diagtool.report.text import Line, cells, clean, count, cut, size
+from diagtool.report.text import Line, cells, clean, count, cut, size, wrap
 from diagtool.snapshot.model import Snapshot
 
 __all__ = ["LIMIT", "document", "garbage_lines", "has_garbage", "has_retained", "retained_lines"]
@@ -120,7 +120,8 @@ def garbage_lines(snapshot: Snapshot, limit: int, view: View) -> Iterator[Line]:
     """The collectors, garbage that only they can free, and objects whose references C code lost."""
     found = document(snapshot)
     for row in found["collectors"]:
-        yield [(_collector(row), "")]
+        for part in wrap(_collector(row), view.width):
+            yield [(part, "")]
     yield []
     garbage, lost = found["garbage"], found["lost"]
     if garbage is not None:
@@ -159,7 +160,7 @@ def _sum(garbage: _Row) -> str:
 
 
 def _collector(row: _Row) -> str:
-    """interpreter 0: the collector is on, thresholds 700, 10, 10, counts 12, 3, 1; 4,900 objects frozen"""
+    """interpreter 0: the collector is on; thresholds 700, 10, 10; counts 12, 3, 1; 4,900 objects frozen"""
     state = {True: "off", False: "on"}.get(row.get("off"), "in an unknown state")  # type: ignore[arg-type]
     said = f"interpreter {row.get('interpreter')}: the collector is {state}"
     if row.get("off") and row.get("enabled"):
@@ -168,11 +169,11 @@ def _collector(row: _Row) -> str:
         numbers = row.get(name)
         if isinstance(numbers, list) and numbers and all(_whole(n) for n in numbers):
             label = "objects by generation" if name == "generations" else name
-            said += f", {label} {'; '.join(f'{n:,}' for n in numbers)}"
+            said += f"; {label} {', '.join(f'{n:,}' for n in numbers)}"
     if _whole(row.get("frozen_objects")) and row["frozen_objects"]:
-        said += f", {count(row['frozen_objects'], 'object')} frozen"
+        said += f"; {count(row['frozen_objects'], 'object')} frozen"
     elif row.get("frozen"):
-        said += ", some objects frozen"
+        said += "; some objects frozen"
     if _whole(row.get("uncollectable")) and row["uncollectable"]:
-        said += f", {count(row['uncollectable'], 'object')} in gc.garbage"
+        said += f"; {count(row['uncollectable'], 'object')} in gc.garbage"
     return clean(said, 400)
