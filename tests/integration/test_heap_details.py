@@ -123,7 +123,7 @@ def check_caches(snapshot: Snapshot, truth: dict[str, list[Any]]) -> None:
         assert [row[k] for k in ("hits", "misses", "maxsize", "size")] == [hits, misses, maxsize, size]
     load = rows["__main__.Store.load"]
     assert load["held_in"] == "class __main__.Store"
-    assert (load["method"], load["type"], load["instances"], load["lost"]) == (
+    assert (load["method"], load["instances_of"], load["instances"], load["lost"]) == (
         True,
         "__main__.Store",
         110,
@@ -142,7 +142,7 @@ def check_registries(snapshot: Snapshot, truth: dict[str, Any]) -> None:
     at_exit = rows["atexit", ""]
     assert at_exit["items"] == truth["atexit"]  # what was unregistered is not there any more
     assert (at_exit["same"], at_exit["example"]) == (39, "__main__.Store.close")
-    assert (at_exit["instances"], at_exit["type"]) == (39, "__main__.Store")
+    assert (at_exit["instances"], at_exit["bound_to"]) == (39, "__main__.Store")
     assert rows["os.register_at_fork before", ""]["same"] == 30
     assert rows["gc.callbacks", ""]["items"] == rows["sys.addaudithook", ""]["items"] == 1
     handlers = rows["logging handlers", "shop.orders"]

@@ -22,7 +22,7 @@ CACHE: Row = {
     "hits": 3,
     "misses": 5000,
     "method": True,
-    "type": "app.Store",
+    "instances_of": "app.Store",
     "instances": 5000,
     "lost": 0,
     "bytes": 9_000_000,
@@ -34,7 +34,7 @@ HOOK: Row = {
     "same": 120,
     "example": "app.Client.close",
     "instances": 120,
-    "type": "app.Client",
+    "bound_to": "app.Client",
     "key": "atexit app.Client.close",
 }
 FINALIZER: Row = {

@@ -29,14 +29,15 @@ _COLUMNS: dict[str, dict[str, str]] = {
     "caches": {
         "function": "text",
         "held_in": "text?",
+        "held_by": "texts",
         "caches": "number",
         "size": "number",
         "maxsize": "number?",
         "hits": "number",
         "misses": "number",
         "method": "flag",
-        "type": "text?",
         "instances": "number",
+        "instances_of": "text?",
         "lost": "number",
         "bytes": "number",
         "looked_at": "number?",
@@ -49,9 +50,10 @@ _COLUMNS: dict[str, dict[str, str]] = {
         "same": "number",
         "example": "text?",
         "instances": "number",
-        "type": "text?",
+        "bound_to": "text?",
         "duplicates": "number?",
         "self_kept": "number?",
+        "held_by": "texts",
         "address": "address",
     },
     "interned": {
@@ -199,7 +201,9 @@ def _foot(snapshot: Snapshot, view: View, said: str) -> Iterator[Line]:
 
 
 def _names(row: _Row) -> list[str]:
-    return [row[key] for key in ("function", "registry", "name", "example", "type") if row.get(key)]
+    return [
+        row[key] for key in ("function", "registry", "name", "example", "type", "bound_to") if row.get(key)
+    ]
 
 
 def _number(key: str) -> Callable[[_Row], _Cell]:
@@ -215,7 +219,7 @@ def _cache(row: _Row) -> str:
     if row["caches"] > 1:
         more.append(f"{row['caches']:,} of them")
     if row["method"]:
-        more.append(f"{count(row['instances'], 'instance')} of {row['type']}")
+        more.append(f"{count(row['instances'], 'instance')} of {row['instances_of']}")
     return clean(row["function"] + (f"  ({', '.join(more)})" if more else ""))
 
 
@@ -223,7 +227,7 @@ def _registered(row: _Row) -> str:
     parts = [row["name"], row["example"] or ""]
     text = ": ".join(p for p in parts if p)
     if row["instances"]:
-        text += f", bound to {row['instances']:,} {row['type'] or 'objects'}"
+        text += f", bound to {row['instances']:,} {row['bound_to'] or 'objects'}"
     if row["duplicates"]:
         text += f", {row['duplicates']:,} that write where another one writes"
     if row["self_kept"]:

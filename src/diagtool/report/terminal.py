@@ -183,7 +183,8 @@ def _finding(finding: Finding, view: View) -> Iterator[Line]:
         yield from _labelled("what", finding.title, view)
     yield from frames(finding.frames, view)
     if finding.waiting_on is not None:
-        yield from _labelled("waits on", thing(finding.waiting_on), view)
+        label = "object" if finding.kind == "object" else "waits on"
+        yield from _labelled(label, thing(finding.waiting_on), view)
     yield from _times(finding, view)
     if finding.created_by:
         own = next((f for f in finding.created_by if is_own(f)), finding.created_by[0])

@@ -2,11 +2,12 @@
 
 Table ``caches``, a row a function, most entries first:
 
-- ``function`` and ``held_in`` ("class app.Store", "module app", None where neither has it);
+- ``function`` and ``held_in`` ("class app.Store", "module app", None where neither has it), ``held_by``: the
+  same in words;
 - ``caches``: wrappers of this function (more than one where each instance or call makes its own), ``size``
   (entries of all of them), ``maxsize`` (None: without bound), ``hits``, ``misses``;
-- ``method``: the first argument is an instance of the class that holds the wrapper; ``type``: its type;
-- ``instances``: distinct first arguments that are such instances;
+- ``method``: the first argument is an instance of the class that holds the wrapper; ``instances``: how many
+  different ones there are, ``instances_of``: their class;
 - ``lost``: objects in the keys that are equal to themselves only and to which nothing else refers, weakly or
   not: nobody can ask for their entries ever again;
 - ``bytes``: of the tables, and of keys, results and lost objects to which nothing else refers, with what only
@@ -135,12 +136,15 @@ class _Reader:
         ctx, v = self.ctx, self.ctx.vectors
         first, arguments = _arguments(ctx, keys)
         kind, home = self._homes.of_methods(wrappers, first)
+        home = home or self._homes.of_function(int(wrappers[0]), function)
+        name = name_of(ctx, function)
         lost = _lost(ctx, keys, arguments, results)
         bounds = v.field(wrappers, "lru_cache_object.maxsize").astype(np.int64)
         kept = _kept(ctx, keys, results, lost, tables)
         row: dict[str, Any] = {
-            "function": name_of(ctx, function),
-            "held_in": home or self._homes.of_function(int(wrappers[0]), function),
+            "function": name,
+            "held_in": home,
+            "held_by": [f"{home or 'a function'} → {name} (lru_cache, {size:,} entries)"],
             "caches": len(wrappers),
             "size": size,
             "maxsize": None if (bounds < 0).any() else int(bounds.max(initial=0)),
@@ -153,7 +157,7 @@ class _Reader:
             "address": int(wrappers[0]),
         }
         if kind:
-            row["type"] = ctx.objects.qualified_type(kind)
+            row["instances_of"] = ctx.objects.qualified_type(kind)
         if len(keys) < size:
             row["looked_at"] = len(keys)
         return row

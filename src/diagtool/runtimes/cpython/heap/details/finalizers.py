@@ -48,7 +48,7 @@ def finalizers(ctx: Context, names: TypeNames) -> Iterator[Row]:
                 "same": top[0].count,
                 "example": top[0].name,
                 "instances": top[0].instances,
-                "type": top[0].of,
+                "bound_to": top[0].of,
                 "self_kept": int(np.count_nonzero(kept[rows])),
                 "address": int(objects[rows[np.argmax(kept[rows])]]),
             }

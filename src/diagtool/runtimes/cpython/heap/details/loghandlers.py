@@ -40,7 +40,7 @@ def handlers(ctx: Context, names: TypeNames) -> Iterator[Row]:
             "same": same,
             "example": o.qualified_type(kind),
             "instances": 0,
-            "type": None,
+            "bound_to": None,
             "duplicates": _duplicates(ctx, held),
             "address": int(held[0]),
         }
@@ -61,7 +61,7 @@ def loggers(ctx: Context, names: TypeNames) -> Iterator[Row]:
         "same": same,
         "example": shape if same > 1 else None,
         "instances": 0,
-        "type": None,
+        "bound_to": None,
         "address": int(known[0]),
     }
 

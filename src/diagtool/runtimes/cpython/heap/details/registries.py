@@ -4,10 +4,11 @@ Table ``registries``, a row a registry (of an interpreter; of a logger; of an ob
 
 - ``registry`` ("atexit", "logging handlers") and ``name`` (of the logger, of the type of the object);
 - ``items``; ``same``: how many of these are the function (or type) of most items, ``example``: its name;
-- ``instances``: to how many different objects these are bound, ``type`` of these, where there are any;
+- ``instances``: to how many different objects these are bound, ``bound_to``: the type of these, if any;
 - ``duplicates`` (logging handlers): that do what another one of the logger does;
 - ``self_kept`` (weakref.finalize): whose function or arguments keep the very object that they wait for;
-- ``key``: registry, name and example in one; ``address`` of one of the items, or of the object.
+- ``key``: registry, name and example in one; ``held_by``: registry and name in words; ``address`` of one of
+  the items, or of the object.
 
 Registries in C are found in the interpreter's state, those of Python code in ``sys.modules``.
 """
@@ -83,8 +84,9 @@ def add_registries(ctx: Context, census: HeapCensus, interpreters: Sequence[Inte
     rows = sorted((r for r in rows if r["items"]), key=lambda r: (-r["items"], r["registry"], r["name"]))
     for row in rows:
         row["example"] = row["example"] and row["example"][:_LONGEST]
-        if row["type"] is None:
-            del row["type"]
+        if row["bound_to"] is None:
+            del row["bound_to"]
+        row["held_by"] = [" of ".join(filter(None, (row["registry"], row["name"])))]
         row["key"] = " ".join(filter(None, (row["registry"], row["name"], row["example"])))
     ctx.builder.snapshot.tables["registries"] = rows[:_MAX_ROWS]
 
@@ -99,7 +101,7 @@ def row_of(ctx: Context, registry: str, functions: U64, name: str = "") -> Row:
         "same": top.count if top else 0,
         "example": top.name if top else None,
         "instances": top.instances if top else 0,
-        "type": top.of if top else None,
+        "bound_to": top.of if top else None,
         "address": top.example if top else 0,
     }
 
@@ -134,7 +136,7 @@ def _at_exit(ctx: Context, interpreter: Interpreter) -> Iterator[Row]:
         kinds = v.types(kept)
         if len(kept) and (kinds == kinds[0]).all() and kept[0]:
             row["instances"] = len(np.unique(kept))
-            row["type"] = ctx.objects.qualified_kind(int(kept[0]))
+            row["bound_to"] = ctx.objects.qualified_kind(int(kept[0]))
     yield row
 
 
@@ -170,7 +172,7 @@ def _plain(registry: str, items: int, name: str = "", example: str | None = None
         "same": items,
         "example": example,
         "instances": 0,
-        "type": None,
+        "bound_to": None,
         "address": address,
     }
 

@@ -60,7 +60,7 @@ def _row(registry: str, name: str, items: int) -> Row:
         "same": items,
         "example": None,
         "instances": 0,
-        "type": None,
+        "bound_to": None,
     }
 
 
@@ -72,6 +72,6 @@ def _rows(ctx: Context, registry: str, name: str, callbacks: Any) -> Iterator[Ro
             "same": top[0].count,
             "example": top[0].name,
             "instances": top[0].instances,
-            "type": top[0].of,
+            "bound_to": top[0].of,
             "address": top[0].example,
         }
