@@ -161,9 +161,11 @@ def _sum(garbage: _Row) -> str:
 
 def _collector(row: _Row) -> str:
     """interpreter 0: the collector is on; thresholds 700, 10, 10; counts 12, 3, 1; 4,900 objects frozen"""
-    state = {True: "off", False: "on"}.get(row.get("off"), "in an unknown state")  # type: ignore[arg-type]
-    said = f"interpreter {row.get('interpreter')}: the collector is {state}"
-    if row.get("off") and row.get("enabled"):
+    off = row.get("off")
+    state = "off" if off is True else "on" if off is False else "in an unknown state"
+    number = row.get("interpreter")
+    said = f"interpreter {number if _whole(number) else '?'}: the collector is {state}"
+    if off is True and row.get("enabled") is True:
         said += " (a threshold of 0)"
     for name in ("thresholds", "counts", "generations"):
         numbers = row.get(name)
@@ -172,7 +174,7 @@ def _collector(row: _Row) -> str:
             said += f"; {label} {', '.join(f'{n:,}' for n in numbers)}"
     if _whole(row.get("frozen_objects")) and row["frozen_objects"]:
         said += f"; {count(row['frozen_objects'], 'object')} frozen"
-    elif row.get("frozen"):
+    elif row.get("frozen") is True:
         said += "; some objects frozen"
     if _whole(row.get("uncollectable")) and row["uncollectable"]:
         said += f"; {count(row['uncollectable'], 'object')} in gc.garbage"
