@@ -400,7 +400,7 @@ _ALL = [
         count=5,
     ),
     _heap("d01", "d01_cache_keeps_objects.py", "D01", "leak leak2", 6, 1200),
-    _heap("d02", "d02_containers_grow.py", "D02", "", 7, 5000, hard="leak leak2 leak3 leak4 leak5"),
+    _heap("d02", "d02_containers_grow.py", "D02", "", 8, 5000, hard="leak leak2 leak3 leak4 leak5 leak6"),
     _heap("d03", "d03_exceptions_stored.py", "D03", "leak leak2", 4, 150),
     _heap("d04", "d04_registries_grow.py", "D04", "leak leak2 leak3 leak4 leak5 leak6", 4, 200),
     _heap("d05", "d05_interned_strings.py", "D05", "", 2, 20_000, hard="leak"),

@@ -26,6 +26,7 @@ FOUND = {
     ("d02", "leak3"): ("container-grows", "module __main__ → seen (set, 15,000 items)"),
     ("d02", "leak4"): ("container-grows", "module __main__ → log (collections.deque, 15,000 items)"),
     ("d02", "leak5"): ("objects-grow", "__main__.Node"),
+    ("d02", "leak6"): ("container-grows", "profile (functools._lru_cache_wrapper) → dict, 15,000 items"),
     ("d06", "leak"): ("prometheus-label-cardinality", "_metrics (dict, 9,000 items)"),
     ("d07", "leak"): ("prometheus-multiprocess-files", "counter_#.db"),
     ("d10", "leak"): ("maps-kept-open", "tile_#.bin"),

@@ -93,7 +93,7 @@ def test_it_has_the_same_id_whatever_its_numbers_are() -> None:
         ((20_000, 5_000, 20_000, 30_000), {}),
         ((10_000, 10_050, 10_100), {}),  # little
         (STEADY, {"limit": 50_000}),  # a deque or cache with a bound
-        (STEADY, {"of": "functools._lru_cache_wrapper"}),  # told with its hits and misses
+        (STEADY, {"of": "cachetools.LRUCache"}),
         (STEADY, {"root": "native"}),  # interned strings, the interpreter's own
         (STEADY, {"item_types": ["_asyncio.Task"]}),  # tasks have templates of their own
         (STEADY, {"item_types": ["weakref.ReferenceType"]}),
@@ -120,6 +120,20 @@ def test_of_a_library_only_what_is_large_is_likely() -> None:
     assert judged(held(STEADY, own_module=False)) == [("likely", "container-grows", 30_000)]
     small = held((2000, 4000, 6000), own_module=False, bytes=600_000)
     assert [v for v, *_ in judged(small)] == ["suspect"]
+
+
+def test_an_lru_cache_without_bound_is_told_by_what_it_keeps() -> None:
+    """One whose keys are lost has a template of its own (D01)."""
+    changes = {
+        "of": "functools._lru_cache_wrapper",
+        "name": None,
+        "held_by": "module app → load (functools._lru_cache_wrapper) → dict, 30,000 items",
+    }
+    series = held(STEADY, **changes)
+    assert judged(series) == [("likely", "container-grows", 30_000)]
+    series[-1].tables["caches"] = [{"function": "app.load", "lost": 29_000, "maxsize": None}]
+    assert all(t != "container-grows" for _, t, _ in judged(series))
+    assert judged(held(STEADY, **changes, limit=50_000)) == []
 
 
 def test_a_set_has_no_order_and_is_told_all_the_same() -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from diagtool.leaks.facts import Facts
+from diagtool.leaks.places import allocated_at
 from diagtool.snapshot.diff import Change, Diff, HolderChange, diff, four_heaps, not_counted
 from diagtool.snapshot.model import KIND, STATE, Snapshot
 from diagtool.snapshot.trend import Number
@@ -38,7 +39,8 @@ _BIG_ITEM = 10_000
 #: Containers of these are stacks, which other templates know, or hold nothing.
 _STACKS = ("_asyncio.Task", "_asyncio.Future", "asyncio.tasks.Task", "coroutine", "weakref", "KeyedRef")
 #: Whose containers are bounded, or told by other templates.
-_BOUNDED = ("functools._lru_cache_wrapper", "cachetools.")
+_BOUNDED = ("cachetools.",)
+_LRU_CACHE = "functools._lru_cache_wrapper"
 _LABELS = ("prometheus_client.", "_metrics")
 _DETAIL = re.compile(r" \([^()]*\)|, [\d,]+ items?")
 _MOST = 20  # containers told
@@ -91,20 +93,23 @@ def _holders(found: Diff) -> Iterator[tuple[Row, list[int]]]:
     for holder in found.holders:
         row = holder.row
         enough = holder.items.delta >= _MORE_ITEMS or holder.bytes.delta >= _MORE_BYTES
-        if holder.items.course in _MORE and enough and not _is_known(row):
+        known = _is_known(row) or _keys_lost(row, found.snapshots[-1])
+        if holder.items.course in _MORE and enough and not known:
             labels = str(row.get("of")).startswith(_LABELS[0]) and row.get("name") == _LABELS[1]
             yield _row(
                 "prometheus-labels" if labels else "container",
                 _place(row),
                 holder.items,
-                **_container(row),
+                **_container(row, found.snapshots[-1]),
                 kept=holder.kept,
                 text=_pace(holder.items, "items", holder.bytes),
             )
 
 
-def _container(row: Row) -> Row:
+def _container(row: Row, snapshot: Snapshot | None = None) -> Row:
     types = [t for t in row.get("item_types") or () if isinstance(t, str)]
+    place = allocated_at(snapshot, types) if snapshot is not None else None
+    made = f", allocated most of all at {place}" if place is not None else ""
     return {
         "container": row.get("type"),
         "bytes": row.get("bytes"),
@@ -112,7 +117,7 @@ def _container(row: Row) -> Row:
         "root": row.get("root"),
         "own_module": row.get("own_module") is True,
         "holder": row.get("held_by") or f"a {row.get('type')} of nobody known",
-        "item_types": ", ".join(types[:3]) or "objects",
+        "item_types": (", ".join(types[:3]) or "objects") + made,
         "limit": row.get("limit"),
     }
 
@@ -129,6 +134,15 @@ def _is_known(row: Row) -> bool:
     if first.startswith(_STACKS) or first.endswith((".Task", ".Future")):
         return True
     return str(row.get("of")).startswith(_BOUNDED) or str(row.get("type")).startswith(_BOUNDED)
+
+
+def _keys_lost(row: Row, snapshot: Snapshot) -> bool:
+    """Whether it is an lru_cache that template D01 is about, by what its keys are."""
+    if row.get("of") != _LRU_CACHE:
+        return False
+    caches = (c for c in snapshot.tables.get("caches", ()) if isinstance(c, dict) and _whole(c.get("lost")))
+    names = (str(c.get("function")).rpartition(".")[2] for c in caches)
+    return any(f"{name} ({_LRU_CACHE})" in str(row.get("held_by")) for name in names)
 
 
 def _explained(found: Diff) -> bool:

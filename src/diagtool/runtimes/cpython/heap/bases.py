@@ -27,6 +27,7 @@ _BOUNDS = [
     for name in ("maxsize", "max_size", "maxlen", "max_len", "max_items", "max_entries", "limit", "capacity")
     for prefix in ("", "_")
 ]
+_LRU_CACHE = "functools._lru_cache_wrapper"
 _LEVELS = 6  # steps from a root to a container
 
 
@@ -87,6 +88,10 @@ def _end(steps: Sequence[Step]) -> tuple[Step | None, Step | None]:
 
 def _bound(ctx: Context, owner: Step) -> int:
     """What an instance says is the most that it takes (``self.maxsize``), -1 for nothing."""
+    maxsize = ctx.runtime.layout.get("lru_cache_object.maxsize")
+    if owner.type == _LRU_CACHE and maxsize is not None:
+        with suppress(MemoryFault):
+            return max(ctx.objects.memory.i64(owner.address + maxsize), -1)
     for name in _BOUNDS:
         with suppress(MemoryFault):
             value = ctx.objects.attribute(owner.address, name)
