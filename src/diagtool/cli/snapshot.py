@@ -101,7 +101,7 @@ def command(
     if kind_of(target) == "store":
         raise click.UsageError(f"{target} is a snapshot already.")
     # Before the stop: no process is stopped for a file that then can't be written.
-    store.check_writable(output or Path("x"))
+    store.check_writable(output or Path(f".diagtool-{os.getpid()}.diag"))
     recorded = None if allocations is None else _record(target, allocations)
     slim = None if core is None else _slim_core(target, core, output)
     snap = resolve(

@@ -367,5 +367,5 @@ def not_counted(snapshots: Sequence[Snapshot]) -> Iterable[str]:
     counted = ["heap_types" in s.tables for s in snapshots]
     if any(counted) and not all(counted):
         yield "the heap was not looked at in all of the snapshots: take each with --heap"
-    elif not any(counted):
+    elif not any(counted) and not all("allocation_sites" in s.tables for s in snapshots):
         yield "the heap was not looked at: take the snapshots with --heap"
