@@ -39,7 +39,8 @@ _BIG_ITEM = 10_000
 #: Containers of these are stacks, which other templates know, or hold nothing.
 _STACKS = ("_asyncio.Task", "_asyncio.Future", "asyncio.tasks.Task", "coroutine", "weakref", "KeyedRef")
 #: Whose containers are bounded, or told by other templates.
-_BOUNDED = ("functools._lru_cache_wrapper", "cachetools.")
+_BOUNDED = ("cachetools.",)
+_LRU_CACHE = "functools._lru_cache_wrapper"
 _LABELS = ("prometheus_client.", "_metrics")
 _DETAIL = re.compile(r" \([^()]*\)|, [\d,]+ items?")
 _MOST = 20  # containers told
@@ -92,7 +93,8 @@ def _holders(found: Diff) -> Iterator[tuple[Row, list[int]]]:
     for holder in found.holders:
         row = holder.row
         enough = holder.items.delta >= _MORE_ITEMS or holder.bytes.delta >= _MORE_BYTES
-        if holder.items.course in _MORE and enough and not _is_known(row):
+        known = _is_known(row) or _keys_lost(row, found.snapshots[-1])
+        if holder.items.course in _MORE and enough and not known:
             labels = str(row.get("of")).startswith(_LABELS[0]) and row.get("name") == _LABELS[1]
             yield _row(
                 "prometheus-labels" if labels else "container",
@@ -132,6 +134,15 @@ def _is_known(row: Row) -> bool:
     if first.startswith(_STACKS) or first.endswith((".Task", ".Future")):
         return True
     return str(row.get("of")).startswith(_BOUNDED) or str(row.get("type")).startswith(_BOUNDED)
+
+
+def _keys_lost(row: Row, snapshot: Snapshot) -> bool:
+    """Whether it is an lru_cache that template D01 is about, by what its keys are."""
+    if row.get("of") != _LRU_CACHE:
+        return False
+    caches = (c for c in snapshot.tables.get("caches", ()) if isinstance(c, dict) and _whole(c.get("lost")))
+    names = (str(c.get("function")).rpartition(".")[2] for c in caches)
+    return any(f"{name} ({_LRU_CACHE})" in str(row.get("held_by")) for name in names)
 
 
 def _explained(found: Diff) -> bool:
