@@ -47,7 +47,8 @@ def decode(
 
     With ``heap`` its objects are counted by type, with ``why`` (an address, or the name of a type) it is
     found out who keeps them: tables of the snapshot (``heap.tables``). ``graph``: who keeps how much, too
-    (``graph.tables``). Below a size what nobody refers to is looked for with ``heap`` unless it is False.
+    (``graph.tables``). With ``heap`` the largest containers, and below a size what nobody refers to, are
+    looked for unless it is False.
     ``values`` with ``heap``: examples of objects of types of this name (``heap.details.values``).
 
     Raises NotSupported when the process has no CPython of a known version, or its file is needed and not
@@ -87,6 +88,7 @@ def _decode(
         if census is not None and heap:
             add_details(ctx, census, interpreters)
             add_allocations(ctx, census)
+        if census is not None and heap and graph is not False:
             with _as_far_as_memory_goes(ctx, "what keeps the largest containers"):
                 add_bases(ctx, census, interpreters, tasks.tasks.address)
         if census is not None and values is not None:
