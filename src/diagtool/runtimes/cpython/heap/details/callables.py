@@ -54,8 +54,8 @@ def unwrapped(ctx: Context, callables: U64) -> tuple[U64, U64]:
     return functions, selves
 
 
-def registered(ctx: Context, callables: U64) -> list[Registered]:
-    """The callables by function, those of most callables first."""
+def registered(ctx: Context, callables: U64, limit: int = _MAX_NAMES) -> list[Registered]:
+    """The ``limit`` functions that most of the callables are."""
     callables = callables[callables != 0]
     if not len(callables):
         return []
@@ -68,9 +68,11 @@ def registered(ctx: Context, callables: U64) -> list[Registered]:
     same = np.where(code != 0, code, same)
     values, which = grouped(same)
     counts = np.bincount(which, minlength=len(values))
+    order = np.argsort(which, kind="stable")
+    first = np.cumsum(counts) - counts
     out: list[Registered] = []
-    for i in np.argsort(-counts, kind="stable")[:_MAX_NAMES].tolist():
-        rows = np.flatnonzero(which == i)
+    for i in np.argsort(-counts, kind="stable")[:limit].tolist():
+        rows = order[first[i] : first[i] + counts[i]]
         owners = selves[rows]
         bound = distinct(owners[owners != 0])
         out.append(
@@ -83,6 +85,11 @@ def registered(ctx: Context, callables: U64) -> list[Registered]:
             )
         )
     return sorted(out, key=lambda r: (-r.count, r.name))
+
+
+def most_registered(ctx: Context, callables: U64) -> Registered | None:
+    """The function that most of the callables are; None where there is none."""
+    return next(iter(registered(ctx, callables, 1)), None)
 
 
 def name_of(ctx: Context, address: int) -> str:

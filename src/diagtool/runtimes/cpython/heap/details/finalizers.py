@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from diagtool.capture.memory import U64
 from diagtool.runtimes.cpython.context import Context
-from diagtool.runtimes.cpython.heap.details.callables import registered
+from diagtool.runtimes.cpython.heap.details.callables import most_registered
 from diagtool.runtimes.cpython.objects.census import TypeNames
 from diagtool.runtimes.cpython.objects.referents import Referents
 
@@ -38,17 +38,17 @@ def finalizers(ctx: Context, names: TypeNames) -> Iterator[Row]:
         functions = v.attribute(infos, "func")
         kept = _keep_themselves(ctx, infos, objects)
         for waited, rows in v.by_type(objects):
-            top = registered(ctx, functions[rows])
-            if not top:
+            top = most_registered(ctx, functions[rows])
+            if top is None:
                 continue
             yield {
                 "registry": "weakref.finalize",
                 "name": o.qualified_type(waited),
                 "items": len(rows),
-                "same": top[0].count,
-                "example": top[0].name,
-                "instances": top[0].instances,
-                "bound_to": top[0].of,
+                "same": top.count,
+                "example": top.name,
+                "instances": top.instances,
+                "bound_to": top.of,
                 "self_kept": int(np.count_nonzero(kept[rows])),
                 "address": int(objects[rows[np.argmax(kept[rows])]]),
             }

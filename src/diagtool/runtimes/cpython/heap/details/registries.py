@@ -23,7 +23,7 @@ import numpy as np
 from diagtool.capture.memory import U64, MemoryFault
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.heap.census import HeapCensus
-from diagtool.runtimes.cpython.heap.details.callables import registered
+from diagtool.runtimes.cpython.heap.details.callables import most_registered
 from diagtool.runtimes.cpython.heap.details.contents import NOTHING, first_items, items_of, run
 from diagtool.runtimes.cpython.heap.details.finalizers import finalizers
 from diagtool.runtimes.cpython.heap.details.loghandlers import handlers, loggers
@@ -53,6 +53,7 @@ _CONTAINERS = {
     "linecache.cache": ("linecache", "cache"),
 }
 _OF_SYS = ("modules", "path", "meta_path", "path_hooks", "path_importer_cache")
+_LOOKED_AT = 200_000  # functions of one registry that are told apart
 _LONGEST = 80  # characters of a name
 
 
@@ -93,7 +94,7 @@ def add_registries(ctx: Context, census: HeapCensus, interpreters: Sequence[Inte
 
 def row_of(ctx: Context, registry: str, functions: U64, name: str = "") -> Row:
     """The row of a registry of functions."""
-    top = next(iter(registered(ctx, functions)), None)
+    top = most_registered(ctx, functions[:_LOOKED_AT])
     return {
         "registry": registry,
         "name": name,

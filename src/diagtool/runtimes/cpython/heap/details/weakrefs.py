@@ -10,7 +10,7 @@ import numpy as np
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.heap.census import HeapCensus
 from diagtool.runtimes.cpython.heap.details.amounts import objects_of
-from diagtool.runtimes.cpython.heap.details.callables import registered
+from diagtool.runtimes.cpython.heap.details.callables import most_registered
 
 Row = dict[str, Any]
 
@@ -65,13 +65,13 @@ def _row(registry: str, name: str, items: int) -> Row:
 
 
 def _rows(ctx: Context, registry: str, name: str, callbacks: Any) -> Iterator[Row]:
-    top = registered(ctx, callbacks)
-    if top:
+    top = most_registered(ctx, callbacks)
+    if top is not None:
         yield {
             **_row(registry, name, len(callbacks)),
-            "same": top[0].count,
-            "example": top[0].name,
-            "instances": top[0].instances,
-            "bound_to": top[0].of,
-            "address": top[0].example,
+            "same": top.count,
+            "example": top.name,
+            "instances": top.instances,
+            "bound_to": top.of,
+            "address": top.example,
         }
