@@ -116,6 +116,11 @@ def test_nothing_unreachable_is_said_in_as_many_words() -> None:
     assert any(line.startswith("unreachable: none") for line in shown(snapshot(native(unreachable=[]))))
 
 
+def test_damage_is_said_where_it_may_be_why_blocks_look_lost() -> None:
+    assert any("The heap is damaged" in line for line in shown(snapshot(native(damaged=True))))
+    assert not any("damaged" in line for line in shown(snapshot(native(damaged=True, unreachable=[]))))
+
+
 def test_allocators_that_are_not_read_are_named() -> None:
     other = [
         ForeignAllocator("jemalloc", "/lib/libjemalloc.so.2", 9 << 20, "jemalloc: its blocks are not read")

@@ -47,6 +47,7 @@ _COLUMNS: dict[str, dict[str, str]] = {
         "known_blocks": "number",
         "known_bytes": "number",
         "reachability": "text",
+        "damaged": "flag",
         "fragmentation_free": "number?",
         "fragmentation_top": "number?",
         "fragmentation_ratio": "fraction?",
@@ -272,6 +273,9 @@ def _unreachable(snapshot: Snapshot, totals: _Row, limit: int, view: View) -> It
     else:
         text = f"unreachable: {count(number, 'block')}, {size(totals['unreachable_bytes'])}"
         yield [(text, "count"), (f": no pointer leads to {'it' if number == 1 else 'them'} any more", "")]
+        if totals["damaged"]:
+            text = "The heap is damaged: they may be in reach of what could not be followed, and not be lost."
+            yield from _paragraph(text, view)
     yield from _groups(lost, limit, view, _begins_with)
     if known:
         blocks, amount = sum(r["count"] for r in known), sum(r["bytes"] for r in known)

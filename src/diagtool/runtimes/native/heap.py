@@ -152,6 +152,7 @@ def _summed(glibc: GlibcHeap) -> NativeHeap:
         mmapped_bytes=int(blocks.size[mmapped].sum()),
         thread_caches=glibc.thread_caches,
         fragmentation=_fragmentation(glibc),
+        damaged=bool(glibc.warnings) or any(arena.unread for arena in glibc.arenas),
         warnings=glibc.warnings,
     )
 

@@ -156,6 +156,7 @@ class NativeHeap:
     """The native heap of a process. See :meth:`to_rows` for what of it is worth storing.
 
     ``reachability``: "judged", or why it was not; only if judged does ``unreachable`` mean anything.
+    ``damaged``: a part could not be followed: what hangs on that may look unreachable, and not be lost.
     """
 
     allocator: str | None
@@ -169,6 +170,7 @@ class NativeHeap:
     unreachable: list[UnreachableGroup] = field(default_factory=list)
     known: list[UnreachableGroup] = field(default_factory=list)
     reachability: str = "not asked for"
+    damaged: bool = False
     foreign: list[ForeignAllocator] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -186,13 +188,13 @@ class NativeHeap:
         """Tables by name, of rows of plain values (int, float, str, bool, None); addresses are ints.
 
         ``native_heap``: one row: allocator, used, free, mmapped_blocks, mmapped_bytes, thread_caches,
-        unreachable_blocks, unreachable_bytes, known_blocks, known_bytes, reachability, and the fields of
-        Fragmentation as fragmentation_*. ``native_arenas``, ``native_sizes``, ``native_foreign``: the fields
-        of ArenaTotals, SizeClass, ForeignAllocator. ``native_unreachable``: the fields of UnreachableGroup
-        with ``example`` (the first address) in place of ``examples``, known groups included.
+        unreachable_blocks, unreachable_bytes, known_blocks, known_bytes, reachability, damaged, and the
+        fields of Fragmentation as fragmentation_*. ``native_arenas``, ``native_sizes``, ``native_foreign``:
+        the fields of ArenaTotals, SizeClass, ForeignAllocator. ``native_unreachable``: the fields of
+        UnreachableGroup with ``example`` (the first address) in place of ``examples``, known groups included.
         ``native_lost``: what was lost itself, without known groups: ``kind`` (in words), ``count``, ``bytes``
-        (of these and what hangs on them), ``size`` of one, ``library``, ``hanging`` blocks, ``example`` (an
-        address in hex), ``text`` (a sentence). ``native_warnings``: text.
+        (of these and what hangs on them), ``size`` of one, ``library``, ``hanging`` blocks, ``damaged`` (the
+        heap is), ``example`` (an address in hex), ``text`` (a sentence). ``native_warnings``: text.
         """
         totals: dict[str, object] = {
             "allocator": self.allocator,
@@ -206,6 +208,7 @@ class NativeHeap:
             "known_blocks": sum(g.count for g in self.known),
             "known_bytes": sum(g.bytes for g in self.known),
             "reachability": self.reachability,
+            "damaged": self.damaged,
         }
         for name in Fragmentation.__dataclass_fields__:
             value = getattr(self.fragmentation, name) if self.fragmentation is not None else None
@@ -221,13 +224,13 @@ class NativeHeap:
             "native_arenas": _rows(self.arenas),
             "native_sizes": _rows(self.sizes),
             "native_unreachable": groups,
-            "native_lost": [_lost(group) for group in self.unreachable if group.lost],
+            "native_lost": [_lost(group, self.damaged) for group in self.unreachable if group.lost],
             "native_foreign": _rows(self.foreign),
             "native_warnings": [{"text": text} for text in self.warnings],
         }
 
 
-def _lost(group: UnreachableGroup) -> dict[str, object]:
+def _lost(group: UnreachableGroup, damaged: bool) -> dict[str, object]:
     begins = group.type or group.symbol or (group.library or "").rpartition("/")[2]
     text = f"each begins with a pointer to {begins}" if begins else "they begin with data, or nothing"
     if group.hanging:
@@ -239,6 +242,7 @@ def _lost(group: UnreachableGroup) -> dict[str, object]:
         "size": group.size,
         "library": group.library,
         "hanging": group.hanging,
+        "damaged": damaged,
         "example": hex(group.examples[0]) if group.examples else None,
         "text": text,
     }
