@@ -213,7 +213,7 @@ def test_a_leak_is_found_in_a_core(interpreter: Interpreter, name: str, mode: st
     assert [CATALOGUE.get(t or "") for _, t in found] == [FIXTURES[name].template]
 
 
-@pytest.mark.parametrize(("name", "rounds"), [("d03", 2), ("d05", 3)])
+@pytest.mark.parametrize(("name", "rounds"), [("d03", 3), ("d05", 3)])
 @pytest.mark.parametrize("interpreter", ONE, ids=str)
 def test_growth_makes_a_leak_likely(interpreter: Interpreter, name: str, rounds: int) -> None:
     with launch(FIXTURES[name], "leak", interpreter) as program:
