@@ -71,12 +71,14 @@ def _obstacle(pid: int) -> str | None:
         return "memray is not installed beside diagtool: pip install 'diagtool[memray]'"
     if sys.version_info < (3, 14) and not (shutil.which("gdb") or shutil.which("lldb")):
         return "it is attached by gdb or lldb, and neither is installed"
-    for kind, what in (("mnt", "files"), ("net", "network"), ("pid", "processes")):
-        try:
+    try:
+        if os.readlink(f"/proc/{pid}/root") != os.readlink("/proc/self/root"):  # noqa: PTH115
+            return "the process has another root directory: run diagtool below it"
+        for kind, what in (("mnt", "files"), ("net", "network"), ("pid", "processes")):
             if os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"):  # noqa: PTH115
                 return f"the process has its own namespace of {what}: run diagtool where it runs"
-        except OSError as error:
-            return f"the process can't be attached to: {error.strerror}"
+    except OSError as error:
+        return f"the process can't be attached to: {error.strerror}"
     return None
 
 
@@ -210,7 +212,7 @@ def _said(output: str) -> str:
     text = " ".join(lines)[-400:] or "memray did not say why"
     if "No module named" in text:
         text += " (memray has to be installed for the process, too)"
-    return text
+    return f"memray could not be attached: {text}"
 
 
 def _tables(found: dict[str, Any], seconds: float) -> dict[str, list[dict[str, Any]]]:

@@ -56,7 +56,7 @@ def _in_runtime(ctx: Context, base: str) -> Tracing | None:
         return None
     traces = memory.u64(runtime.address + lay[f"{base}.traces"])
     if not looks_like_table(ctx, traces):
-        raise Unknown(f"there is no table of traces where CPython {ctx.runtime.version[1]} keeps it")
+        raise Unknown(f"there is no table of traces where CPython 3.{ctx.runtime.version[1]} keeps it")
     domains = memory.u64(runtime.address + lay[f"{base}.domains"])
     peak = memory.u64(runtime.address + lay[f"{base}.peak_traced_memory"])
     return Tracing(_tables(ctx, traces, domains), peak, frames)
