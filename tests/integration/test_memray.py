@@ -30,7 +30,7 @@ with_memray = pytest.mark.skipif(
 )
 
 PROGRAM = """
-import os, signal, sys, time
+import os, signal, time
 
 kept = []
 
@@ -46,9 +46,8 @@ def told(*_):
 signal.signal(signal.SIGUSR2, told)
 print("READY", os.getpid(), flush=True)
 while True:
-    if "idle" not in sys.argv:
-        leak(), tidy()
-    time.sleep(0.01 if "idle" not in sys.argv else 3600)
+    leak(), tidy()
+    time.sleep(0.01)
 """
 
 
@@ -87,15 +86,14 @@ def test_without_a_debugger_it_is_said(program: Running, monkeypatch: pytest.Mon
 
 
 def test_a_process_that_does_nothing_is_not_attached_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """gdb would wait for it to do something, with breakpoints in its code."""
+    monkeypatch.setattr(memray, "_time_slices", lambda pid: 7)
     monkeypatch.setattr(memray, "_obstacle", lambda pid: None)
     monkeypatch.setattr(memray, "_memray", lambda *arguments: pytest.fail("attached"))
-    path = tmp_path / "program.py"
-    path.write_text(PROGRAM)
-    with launch(path, arguments=["idle"]) as running, pytest.raises(memray.NoRecord, match="did nothing"):
-        memray.record(running.pid, 1)
+    with pytest.raises(memray.NoRecord, match="did nothing"):
+        memray.record(program.pid, 1)
 
 
 @pytest.mark.parametrize("text", ["0s", "x", "10", "-3s", "2d"])
@@ -139,3 +137,9 @@ def test_an_interrupt_detaches(program: Running, tmp_path: Path) -> None:
     while len(os.listdir(f"/proc/{program.pid}/task")) > 1:  # memray's timer ends
         time.sleep(0.05)
     assert "TracerPid:\t0" in Path(f"/proc/{program.pid}/status").read_text()
+
+
+def test_time_slices_tell_that_a_process_does_something(program: Running) -> None:
+    before = memray._time_slices(program.pid)
+    while memray._time_slices(program.pid) == before:
+        time.sleep(0.01)
