@@ -223,6 +223,9 @@ def test_what_is_kept_is_what_becomes_free(interpreter: Interpreter, tmp_path: P
     assert images["bytes"] == pytest.approx(blocks[0] - blocks[1], rel=0.02)
     assert links["bytes"] == pytest.approx(blocks[1] - blocks[2], rel=0.02)
     assert images["objects"] >= 3000 * 4  # with names, lists and tags
+    way = next(r for r in before.tables["heap_paths"] if r["type"] == "__main__.Image")
+    assert way["text"].startswith("module __main__ → cache (__main__.Cache) → images (list, 3,000 items)")
+    assert way["count"] == way["looked_at"] == 60
     container = kept(
         before,
         "container",

@@ -11,7 +11,7 @@ from diagtool.runtimes.cpython.graph.garbage import find_garbage, roots_of
 from diagtool.runtimes.cpython.graph.nodes import BARE, FREE, Nodes
 from diagtool.runtimes.cpython.graph.retained import Candidate, keepers, most_kept, strong_roots, subtree_sums
 from diagtool.runtimes.cpython.graph.scan import Graph
-from diagtool.runtimes.cpython.graph.walk import Walker, components, reachable
+from diagtool.runtimes.cpython.graph.walk import Walker, components, parents, reachable
 
 HAVE_GC = 1 << 14
 NONE = np.zeros(0, np.uint64)
@@ -93,6 +93,31 @@ def test_a_walk_reaches_what_a_loop_reaches(made: Made, some: set[int]) -> None:
         kept = walker.reach(without=np.array(sorted(out), np.intp))
         assert set(np.flatnonzero(kept).tolist()) == made.reach(roots, out)
     assert set(np.flatnonzero(walker.reach()).tolist()) == made.reach(roots)  # nothing is left of them
+
+
+@settings(max_examples=200, deadline=None)
+@given(graphs(), st.sets(st.integers(0, 13)), st.booleans())
+def test_parents_are_shortest_ways(made: Made, some: set[int], deep: bool) -> None:
+    roots = {r for r in some if r < len(made.kinds)}
+    levels, walk._LEVELS = walk._LEVELS, 0 if deep else walk._LEVELS
+    try:
+        found = parents(made.graph.first, made.graph.target, np.array(sorted(roots), np.intp)).tolist()
+    finally:
+        walk._LEVELS = levels
+    distance = dict.fromkeys(roots, 0)
+    todo = sorted(roots)
+    for node in todo:
+        for a, b in made.edges:
+            if a == node and b not in distance:
+                distance[b] = distance[node] + 1
+                todo.append(b)
+    for node, parent in enumerate(found):
+        assert (parent >= 0) == (node in distance)
+        if node in roots:
+            assert parent == node
+        elif parent >= 0:
+            assert distance[parent] == distance[node] - 1
+            assert (parent, node) in made.edges
 
 
 def test_a_list_of_a_million_items_is_walked() -> None:

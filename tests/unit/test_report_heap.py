@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from json import loads
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,35 @@ def test_a_snapshot_without_a_census_says_how_to_get_one(tmp_path: Path, capsys:
     error = capsys.readouterr().err
     assert "were not counted" in error
     assert "--heap" in error
+
+
+def test_a_snapshot_knows_who_keeps_the_types_with_most_bytes(tmp_path: Path, capsys: Say) -> None:
+    snap = snapshot()
+    text = "module app → cache (dict, 500,000 items) → app.Node"
+    path = {
+        "type": "app.Node",
+        "looked_at": 60,
+        "count": 58,
+        "root": "module",
+        "text": text,
+        "example": "0x10",
+    }
+    outside = {**path, "count": 2, "root": "outside", "text": "C, or a thread → app.Node"}
+    snap.tables["heap_paths"] = [outside, path, {}, {"type": "app.Node"}]
+    store.save(snap, tmp_path / "with.diag")
+    assert main(["heap", str(tmp_path / "with.diag"), "--why", "Node"]) == 0
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        f"58  {text}",
+        " 2  C, or a thread → app.Node",
+        "",
+        "who keeps Node: 60 of 500,000 objects looked at",
+    ]
+    assert main(["heap", str(tmp_path / "with.diag"), "--why", "Node", "--format", "json"]) == 0
+    jsonschema.validate(
+        loads(capsys.readouterr().out), json.schema("heap"), cls=jsonschema.Draft202012Validator
+    )
+    assert main(["heap", str(tmp_path / "with.diag"), "--why", "bytearray"]) == 3
+    assert "no memory" in capsys.readouterr().err
 
 
 STEPS = [

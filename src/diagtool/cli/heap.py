@@ -205,7 +205,7 @@ def command(
         if why is None and allocations.has_sites(snap):
             return show_sites(resolved, target, pattern, limit, output_format, output, verbose)
         raise NoCensus(target)
-    if why is not None and "heap_why" not in snap.tables:
+    if why is not None and "heap_why" not in snap.tables and not heap.answer_from_paths(snap, why):
         raise NoMemory(target)
     rows = heap.counts(snap, pattern)
     if output_format == "json":

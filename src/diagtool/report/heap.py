@@ -87,6 +87,29 @@ def ways(snapshot: Snapshot) -> list[Way]:
     return found
 
 
+def answer_from_paths(snapshot: Snapshot, wanted: str) -> bool:
+    """Answer --why from what a snapshot stores of the types with most bytes; false: it is of none of these.
+
+    The tables ``heap_why`` and ``heap_ways`` are made of ``heap_paths``.
+    """
+    rows = [
+        row
+        for row in snapshot.tables.get("heap_paths", ())
+        if isinstance(row, dict)
+        and all(isinstance(row.get(key), str) for key in ("type", "text", "root", "example"))
+        and all(isinstance(row.get(key), int) for key in ("count", "looked_at"))
+        and matches(row["type"], wanted)
+    ]
+    looked_at = {row["type"]: row["looked_at"] for row in rows}
+    total = sum(r.count for r in counts(snapshot) if r.type in looked_at)
+    snapshot.tables["heap_why"] = [{"wanted": wanted, "total": total, "looked_at": sum(looked_at.values())}]
+    snapshot.tables["heap_ways"] = [
+        {**row, "root": {"outside": "native"}.get(row["root"], row["root"]), "steps": []}
+        for row in sorted(rows, key=lambda row: -row["count"])
+    ]
+    return bool(rows)
+
+
 def paths(snapshot: Snapshot, view: View) -> Iterator[Line]:
     """Who keeps what was asked for: a path a paragraph, with how many of the objects it leads to."""
     asked = next(iter(snapshot.tables.get("heap_why", ())), {})

@@ -13,10 +13,12 @@ from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.graph.collector import Collector, generations_of, read_collector
 from diagtool.runtimes.cpython.graph.garbage import Garbage, find_garbage, roots_of
 from diagtool.runtimes.cpython.graph.lost import LostReferences, find_lost
+from diagtool.runtimes.cpython.graph.paths import paths_to_types
 from diagtool.runtimes.cpython.graph.questions import Retention, ask_who_keeps
 from diagtool.runtimes.cpython.graph.scan import Graph, build_graph
 from diagtool.runtimes.cpython.graph.walk import Walker
 from diagtool.runtimes.cpython.heap.census import HeapCensus
+from diagtool.runtimes.cpython.heap.places import Places
 from diagtool.runtimes.cpython.heap.why import ways_to
 from diagtool.runtimes.cpython.threads.interpreters import Interpreter
 
@@ -36,8 +38,8 @@ _OLD = 2  # number of the oldest generation
 def add_graph(
     ctx: Context, census: HeapCensus, interpreters: Sequence[Interpreter], tasks: U64, asked: bool = False
 ) -> None:
-    """Tables ``gc``, ``garbage``, ``heap_garbage``, ``heap_lost``, ``heap_graph``; if ``asked`` also
-    ``heap_retained``.
+    """Tables ``gc``, ``garbage``, ``heap_garbage``, ``heap_lost``, ``heap_graph`` and ``heap_paths``; if
+    ``asked`` also ``heap_retained``.
 
     ``heap_graph``, one row: ``objects``, ``references`` (words of objects that refer to one), ``exact``,
     ``why_not``, and ``reached_bytes`` (of all that is kept from outside).
@@ -50,6 +52,9 @@ def add_graph(
     ``threshold`` (of the youngest generation, the lowest), ``types`` (in words); where there is much ``old``
     (objects of the oldest generation or frozen, which only a full collection looks at, or none).
     ``heap_garbage``, by type: the fields of GarbageType, ``type`` in place of ``kind``.
+
+    ``heap_paths``, of the types with most bytes the ways that lead to most of a sample: ``type``,
+    ``looked_at`` objects, of which ``count``, ``root`` (module, task, outside), ``text``, ``example``.
 
     ``heap_lost``, by type: ``type``, ``objects`` with references that nothing holds, how many ``references``,
     ``unreferenced`` (objects that nothing refers to) with their ``bytes`` and all that only they keep,
@@ -86,10 +91,27 @@ def add_graph(
             "why_not": graph.why_not or None,
         }
     ]
+    _add_paths(ctx, census, graph, Places(ctx, interpreters, tasks), roots)
     if asked:
         kept = ask_who_keeps(ctx, census, graph, interpreters)
         tables["heap_graph"][0]["reached_bytes"] = kept.total
         _add_retained(ctx, census, interpreters, tasks, names, kept)
+
+
+def _add_paths(
+    ctx: Context, census: HeapCensus, graph: Graph, places: Places, roots: NDArray[np.bool_]
+) -> None:
+    ctx.builder.snapshot.tables["heap_paths"] = [
+        {
+            "type": path.type,
+            "looked_at": path.looked_at,
+            "count": path.count,
+            "root": path.root,
+            "text": path.text,
+            "example": hex(path.example),
+        }
+        for path in paths_to_types(ctx, census, graph, places, roots)
+    ]
 
 
 class _Names:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Walker", "components", "reachable"]
+__all__ = ["Walker", "components", "parents", "reachable"]
 
 Mask = NDArray[np.bool_]
 
@@ -98,6 +98,32 @@ def reachable(first: NDArray[np.int64], target: NDArray[np.int32], roots: NDArra
             return reached
         reached[frontier] = True
     return Walker(first, target, np.flatnonzero(reached)).reach()
+
+
+def parents(
+    first: NDArray[np.int64], target: NDArray[np.int32], roots: NDArray[np.intp]
+) -> NDArray[np.int32]:
+    """The node that each is reached from on a shortest way from ``roots``; these from themselves, -1: none.
+
+    Small graphs that are not deep without scipy, as :func:`reachable`.
+    """
+    nodes = len(first) - 1
+    parent = np.full(nodes, -1, np.int32)
+    parent[roots] = roots
+    frontier = np.unique(roots)
+    for _ in range(_LEVELS if nodes <= _SMALL else 0):
+        following = target[edges_of(first, frontier)]
+        source = np.repeat(frontier, first[frontier + 1] - first[frontier])
+        fresh = parent[following] < 0
+        parent[following[fresh]] = source[fresh]
+        frontier = np.unique(following[fresh])
+        if not len(frontier):
+            return parent
+    order, parent = Walker(first, target, np.unique(roots)).tree()
+    reached = np.zeros(nodes + 1, np.bool_)
+    reached[order] = True
+    parent = np.where(parent[:-1] == nodes, np.arange(nodes, dtype=np.int32), parent[:-1])
+    return np.where(reached[:-1], parent, np.int32(-1))
 
 
 def components(source: NDArray[Any], target: NDArray[Any], nodes: int, strong: bool) -> NDArray[np.int32]:
