@@ -16,7 +16,16 @@ from diagtool.cli import main
 from diagtool.leaks.template import builtin
 from diagtool.report.json import schema
 from diagtool.snapshot.model import Snapshot
-from fixture_programs import FIXTURES, Fixture, FixtureSkipped, Interpreter, Running, interpreters, launch
+from fixture_programs import (
+    FIXTURES,
+    Fixture,
+    FixtureSkipped,
+    Interpreter,
+    Running,
+    interpreters,
+    launch,
+    libraries,
+)
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -223,6 +232,34 @@ def test_growth_makes_a_leak_likely(interpreter: Interpreter, name: str, rounds:
             series.append(diagtool.snapshot(program.pid, heap=True))
     found = [(f.verdict, CATALOGUE.get(f.template or "")) for f in diagtool.find_leaks(series).findings]
     assert ("likely", name.upper()) in found
+
+
+ARRAYS = """
+import os, signal
+import numpy
+kept = [numpy.zeros(1000) for _ in range(100)]
+views = [a[:500] for a in kept] + [a.reshape(10, 100).T for a in kept]
+columns = [numpy.zeros((1000, 100), numpy.float32, order="F")[:, 3] for _ in range(20)]
+buffer = bytearray(3_000_000)
+shared = [numpy.frombuffer(buffer, numpy.uint8) for _ in range(10)]
+wide = numpy.broadcast_to(numpy.zeros(1), (1000, 1000))
+print("READY", os.getpid(), flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("interpreter", ONE, ids=str)
+def test_arrays_own_their_data_and_views_own_none(interpreter: Interpreter, tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(ARRAYS)
+    folder = str(libraries(interpreter, ("numpy",)))
+    with launch(path, interpreter=interpreter, env={"PYTHONPATH": folder}) as program:
+        snapshot = diagtool.snapshot(program.pid, heap=True)
+    owned = {row["type"]: row["owned"] for row in snapshot.tables["heap_types"]}
+    data = 100 * 8000 + 20 * 400_000
+    assert data <= owned["numpy.ndarray"] <= data + 100_000  # shapes, strides, and what numpy has itself
+    assert 3_000_000 <= owned["bytearray"] <= 3_010_000
 
 
 SECRETS = """
