@@ -74,6 +74,7 @@ def slim_core(program: Running, folder: Path) -> Path:
     core = folder / "core"
     done = diagtool("snapshot", str(program.pid), "--core", str(core), "-o", str(folder / "one.diag"))
     assert done.returncode == 0, done.stderr
+    assert core.stat().st_blocks * 512 < 25 << 20
     return core
 
 
@@ -115,13 +116,10 @@ def stack_of_programs() -> Iterator[ExitStack]:
         yield stack
 
 
-@pytest.mark.parametrize("heap", [[], ["--heap"]], ids=["plain", "heap"])
-def test_of_a_large_process_the_heap_is_left_out(
-    large: tuple[Running, Path | None], tmp_path: Path, heap: list[str]
-) -> None:
+def test_of_a_large_process_the_heap_is_left_out(large: tuple[Running, Path | None], tmp_path: Path) -> None:
     program, root = large
     core, diag = tmp_path / "core", tmp_path / "one.diag"
-    done = diagtool("snapshot", str(program.pid), "--core", str(core), "-o", str(diag), *heap)
+    done = diagtool("snapshot", str(program.pid), "--core", str(core), "-o", str(diag), "--heap")
     assert done.returncode == 0, done.stderr
     assert core.stat().st_blocks * 512 < 25 << 20
     # What is not there is no evidence of anything: nothing is proven any more, nothing else differs.
