@@ -88,10 +88,12 @@ def test_references_that_an_extension_forgot_are_found(interpreter: Interpreter,
         assert finding.bytes > 600 * 120  # with the lists and strings that only they keep
         assert "Py_DECREF" in finding.fix
     with launch(extension, interpreter=interpreter, arguments=["set item"]) as program:
-        finding = findings(diagtool.snapshot(program.pid, heap=True))["native-references-too-many"]
-        assert finding.verdict == "suspect"
+        snapshot = diagtool.snapshot(program.pid, heap=True)
+        assert findings(snapshot) == {}  # of one snapshot it says nothing: some modules leave such strings
+        lost = next(r for r in snapshot.tables["heap_lost"] if r["type"] == "str")
         # Where the dict grew its old tables are left, and their words may be references.
-        assert 600 <= finding.count <= 3000
+        assert 600 <= lost["objects"] <= 3000
+        assert lost["unreferenced"] <= 20
     with launch(extension, interpreter=interpreter, arguments=["none"]) as program:
         assert findings(diagtool.snapshot(program.pid, heap=True)) == {}
 

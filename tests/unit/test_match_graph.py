@@ -57,12 +57,6 @@ def judge(table: str, *rows: Row) -> Finding | None:
         # As few constants of one kind may be lost once, while modules are loaded.
         ("heap_lost", {**LOST, "type": "str"}, "native-references-lost", "suspect"),
         ("heap_lost", {**LOST, "type": "str", "unreferenced": 5000}, "native-references-lost", "likely"),
-        (
-            "heap_lost",
-            {**LOST, "objects": 400, "references": 900, "unreferenced": 3},
-            "native-references-too-many",
-            "suspect",
-        ),
         ("garbage", GARBAGE, "garbage-not-collected", "likely"),
         ("garbage", {**GARBAGE, "count": 3000}, "garbage-not-collected", "suspect"),
         ("garbage", {**GARBAGE, "count": 3000, "bytes": 50_000_000}, "garbage-not-collected", "likely"),
@@ -87,6 +81,8 @@ def test_a_leak_is_found(table: str, row: Row, template: str, verdict: str) -> N
     ("table", "row"),
     [
         ("heap_lost", {**LOST, "objects": 40, "references": 40, "unreferenced": 40}),
+        # Modules made with Cython leave such strings when they are loaded.
+        ("heap_lost", {**LOST, "type": "str", "objects": 800, "references": 800, "unreferenced": 2}),
         ("heap_lost", {**LOST, "objects": 17, "references": 12_000_000, "unreferenced": 0}),
         ("garbage", {**GARBAGE, "count": 1500}),  # somebody collects by hand
         ("garbage", {**GARBAGE, "off": False}),  # it waits for the next collection
@@ -103,6 +99,10 @@ def test_what_grows_is_likely_though_it_is_little() -> None:
     finding = judge("heap_lost", few, {**few, "unreferenced": 30}, {**few, "unreferenced": 40})
     assert finding is not None
     assert finding.verdict == "likely"
+    many = {**LOST, "type": "str", "objects": 800, "unreferenced": 3}
+    finding = judge("heap_lost", many, {**many, "objects": 1000}, {**many, "objects": 1200})
+    assert finding is not None
+    assert (finding.template, finding.verdict) == ("native-references-too-many", "suspect")
     little = {**GARBAGE, "count": 1000}
     finding = judge("garbage", little, {**little, "count": 1400}, {**little, "count": 1800})
     assert finding is not None
