@@ -170,6 +170,7 @@ def test_what_can_not_be_written_is_said_before_the_stop(tmp_path: Path) -> None
         pid = str(program.pid)
         done = diagtool("snapshot", pid, "--core", str(tmp_path / "none" / "core"), "-o", diag)
         assert done.returncode == 3 and "cannot be written" in done.stderr
+        assert "--core FILE" in done.stderr
         assert diagtool("snapshot", pid, "--core", diag, "-o", diag).returncode == 2
         assert diagtool("snapshot", pid, "--core", str(tmp_path), "-o", diag).returncode == 3
         assert os.listdir(tmp_path) == []

@@ -42,7 +42,7 @@ class SlimCore:
         self.path = path
         self.error: OutputError | None = None
         self._compress = "zstd" if path.suffix == ".zst" else None
-        with suppress(_Tried), replaced(path):
+        with suppress(_Tried), replaced(path, "--core"):
             raise _Tried
 
     def write(self, capture: Capture) -> None:
@@ -50,7 +50,7 @@ class SlimCore:
         from diagtool.capture.slimcore import write_slim_core
 
         try:
-            with replaced(self.path) as file:
+            with replaced(self.path, "--core") as file:
                 write(capture, file, self._compress, write_slim_core)
         except OutputError as error:
             self.error = error
@@ -87,11 +87,11 @@ class _Zeros:
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[IO[bytes]]:
+def replaced(path: Path, option: str = "-o") -> Iterator[IO[bytes]]:
     """A file, readable by its owner only, that takes its name when it is complete. Raises OutputError."""
     try:
         if path.exists() and not path.is_file():
-            raise OutputError(f"{path} is not a plain file", "Name another place with -o FILE.")
+            raise OutputError(f"{path} is not a plain file", f"Name another place with {option} FILE.")
         # A file without a name is gone when we are, kill -9 included.
         name = str(path.parent / f".diagtool-{os.getpid()}.tmp")
         try:
@@ -112,5 +112,5 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
             raise
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}", "Name another place with -o FILE."
+            f"{path} cannot be written: {error.strerror or error}", f"Name another place with {option} FILE."
         ) from error
