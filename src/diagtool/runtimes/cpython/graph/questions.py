@@ -40,6 +40,7 @@ _FRAMEWORK = frozenset(
 _LIST, _TUPLE, _DICT, _TYPE = 1 << 25, 1 << 26, 1 << 29, 1 << 31  # Py_TPFLAGS_*_SUBCLASS, Include/object.h
 _INTERNED_ENTRIES = 256  # a dict of interned strings has more
 _SAMPLE = 512  # entries looked at
+_MOST_INTERNED = 1000  # dicts looked at whose first key is its own value
 
 
 @dataclass(slots=True)
@@ -206,7 +207,10 @@ def interned_dicts(ctx: Context, census: HeapCensus, graph: Graph) -> NDArray[np
     shift, width = lay["const.unicode_state_interned_shift"], lay["const.unicode_state_interned_width"]
     dicts = np.isin(kind, kinds_named(ctx, census.types, "dict")) & (kind > BARE)
     found = []
-    for node in np.flatnonzero(dicts & (np.diff(graph.first) >= 2 * _INTERNED_ENTRIES)).tolist():
+    large = np.flatnonzero(dicts & (np.diff(graph.first) >= 2 * _INTERNED_ENTRIES))
+    first = graph.first[large]
+    large = large[graph.target[first] == graph.target[first + 1]][:_MOST_INTERNED]
+    for node in large.tolist():
         low, high = int(graph.first[node]), int(graph.first[node + 1])
         held = graph.target[low : min(high, low + 2 * _SAMPLE)]
         held = held[: len(held) & -2].reshape(-1, 2)

@@ -24,8 +24,8 @@ from diagtool.runtimes.cpython.threads.interpreters import Interpreter
 
 __all__ = ["MOST_OBJECTS", "add_graph"]
 
-#: Objects up to which the graph is made unasked. (Some 120 bytes of our memory for each.)
-MOST_OBJECTS = 10_000_000
+#: Objects up to which the graph is made unasked. (Some 200 bytes of our memory for each.)
+MOST_OBJECTS = 6_000_000
 _MUCH = 1000  # garbage objects from which it is asked how old they are
 _FEW = 20  # lost objects from which it is asked what hangs on them
 _MOST_WALKS = 10
