@@ -350,8 +350,8 @@ def test_every_view_has_its_page_of_text(
         assert main(["snapshot", str(program.pid), "--heap", "-o", str(file)]) == 0
     capsys.readouterr()
     expected = {
-        "caches": "__main__.Store.load  (class __main__.Store",
-        "registries": "__main__.Store.close, bound to 39 __main__.Store",
+        "caches": "__main__.Store.load",
+        "registries": "__main__.Store.close",
         "strings": "interned",
         "exceptions": "No stored exception",
         "views": "No view of an array",
