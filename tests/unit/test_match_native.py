@@ -34,17 +34,20 @@ def verdicts(*snapshots: Snapshot) -> list[tuple[str | None, str, int]]:
 @pytest.mark.parametrize(
     ("row", "verdict"),
     [
-        (lost(1000), "likely"),
-        (lost(999), "suspect"),
-        (lost(100), "suspect"),
-        (lost(99), None),
+        (lost(1000, 200), "likely"),
+        (lost(1000, 199), "suspect"),
+        (lost(999, 200), "suspect"),
+        (lost(100, 500), "suspect"),
+        (lost(100, 499), None),
+        (lost(99, 500), None),
         (lost(200, library="/srv/libworker.so"), "likely"),
-        (lost(199, library="/srv/libworker.so"), "suspect"),
-        (lost(100, 10_000), "likely"),
-        (lost(99, 10_000), None),
+        (lost(199, 300, library="/srv/libworker.so"), "suspect"),
+        (lost(100, 40_000), "likely"),
+        (lost(100, 39_000), "suspect"),
+        (lost(99, 40_000), None),
         (lost(1, 20_000_000), "suspect"),
         (lost(1, 15_000_000), None),
-        (lost(1000, damaged=True), "suspect"),
+        (lost(1000, 200, damaged=True), "suspect"),
         (lost(999, 10_000, damaged=True), None),
         (lost(1, 20_000_000, damaged=True), None),
     ],
@@ -61,15 +64,15 @@ def test_few_lost_blocks_that_grow_are_likely() -> None:
 
 
 def test_what_was_lost_once_and_stays_as_it_is_is_no_more_than_suspect() -> None:
-    same = [snapshot(60.0 * i, native_lost=lost(150)) for i in range(3)]
+    same = [snapshot(60.0 * i, native_lost=lost(150, 400)) for i in range(3)]
     assert verdicts(*same) == [("native-blocks-lost", "suspect", 150)]
 
 
 def test_evidence_names_the_number_and_what_they_begin_with() -> None:
-    row = lost(1000, text="each begins with a pointer to retire; 2,000 more blocks hang on them")
+    row = lost(2000, text="each begins with a pointer to retire; 2,000 more blocks hang on them")
     (finding,) = find_leaks([snapshot(native_lost=row)]).findings
-    assert "1,000 blocks" in finding.evidence[0] and "pointer to retire" in finding.evidence[0]
-    assert finding.bytes == 112_000 and finding.examples == ("blocks of 112 bytes",)
+    assert "2,000 blocks" in finding.evidence[0] and "pointer to retire" in finding.evidence[0]
+    assert finding.bytes == 224_000 and finding.examples == ("blocks of 112 bytes",)
 
 
 def callbacks(count: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from diagtool.runtimes.native import fetching, native_heap
 from diagtool.runtimes.native.allocators import foreign_allocators
 from diagtool.runtimes.native.groups import class_name
 from diagtool.runtimes.native.hanging import causes
+from diagtool.runtimes.native.known import why_known
 from diagtool.runtimes.native.memorymap import less, sealed, stacks_of
 from diagtool.runtimes.native.reach import Edges, Targets, edges_between, mark, pointed_to
 from unit import made_heaps as made
@@ -369,6 +370,29 @@ def test_what_hangs_on_a_lost_block_is_told_with_it() -> None:
     assert {size: (g.count, g.heads) for size, g in groups.items()} == dict.fromkeys((48, 64, 112), (30, 0))
     (lost,) = found.to_rows()["native_lost"]
     assert (lost["count"], lost["hanging"], lost["bytes"]) == (30, 60, 30 * (112 + 48 + 64))
+
+
+def test_tables_of_objects_go_by_the_library_of_these() -> None:
+    heap = Heap(VERSIONS[3])
+    arena = heap.main([(112, made.USED), (48, made.USED), (64, made.USED)] * 30)
+    by_size = {size: [a for a, s, _ in arena.blocks if s == size] for size in (48, 64, 112)}
+    for table, node, item in zip(by_size[112], by_size[48], by_size[64], strict=True):
+        heap.at(table).put(table, node)
+        heap.at(node).put(node, 0, item)
+        heap.at(item).put(item, made.LIBC + 0x3000)
+    capture = captured(heap)
+    assert {g.size: (g.library, g.holds) for g in native_heap(capture).unreachable} == {
+        112: (None, "/lib/libc.so.6"),
+        48: (None, "/lib/libc.so.6"),
+        64: ("/lib/libc.so.6", None),
+    }
+    (lost,) = native_heap(capture).to_rows()["native_lost"]
+    assert lost["kind"] == "blocks of 112 bytes (with data of libc.so.6)"
+
+
+def test_what_libraries_are_known_to_lose_is_no_leak_however_much_it_is() -> None:
+    assert why_known("/x/libllvmlite.so", None, True, 5000) == why_known(None, "/x/libllvmlite.so", False, 9)
+    assert why_known("/x/libworker.so", "/x/libllvmlite.so", True, 5000) is None
 
 
 def test_a_ring_of_lost_blocks_is_all_lost() -> None:

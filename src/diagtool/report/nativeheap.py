@@ -89,6 +89,7 @@ _COLUMNS: dict[str, dict[str, str]] = {
         "hangs": "number",
         "hanging": "number",
         "hanging_bytes": "number",
+        "holds": "text?",
     },
     "native_foreign": {"name": "text", "library": "text", "mapped": "number", "note": "text"},
 }
@@ -312,6 +313,8 @@ def _begins_with(row: _Row) -> str:
         text += f", first word: {row['symbol']} in {library}"
     elif library:
         text += f", first word: into {library}"
+    elif row["holds"]:
+        text += f", with data of {row['holds'].rpartition('/')[2]}"
     if row["hangs"] == row["count"]:
         text += ", hanging on others"
     elif row["hanging"]:

@@ -46,8 +46,9 @@ def grouped(
     distinct, count = np.unique(keys, return_counts=True)
     rare = distinct[np.argsort(-count, kind="stable")[_MOST_NAMED:]]
     keys[np.isin(keys, rare)] = 0
-    order = np.lexsort((keys, size))
-    changes = (np.diff(size[order]) != 0) | (np.diff(keys[order]) != 0)
+    holds = _held(names.number(keys), links)
+    order = np.lexsort((holds, keys, size))
+    changes = (np.diff(size[order]) != 0) | (np.diff(keys[order]) != 0) | (np.diff(holds[order]) != 0)
     first = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(order)]])
     kinds = np.empty(len(order), dtype=np.int64)
     kinds[order] = np.cumsum(np.concatenate([[0], changes.astype(np.int64)]))
@@ -61,6 +62,7 @@ def grouped(
         rows = order[low:high]
         bytes_each, word = int(size[rows[0]]), int(keys[rows[0]])
         library, symbol, kind = names.of(word) if word else (None, None, None)
+        held = names.path(int(holds[rows[0]]))
         out.append(
             UnreachableGroup(
                 size=bytes_each,
@@ -73,11 +75,25 @@ def grouped(
                 library=library,
                 symbol=symbol,
                 type=kind,
-                known=why_known(library, bool(word) and not names.is_code(word), len(rows)),
+                holds=held,
+                known=why_known(library, held, bool(word) and not names.is_code(word), len(rows)),
                 examples=tuple(address[rows[:_EXAMPLES]].tolist()),
             )
         )
     return sorted(out, key=lambda g: (-g.bytes, g.size, g.library or ""))
+
+
+# For blocks that don't begin with a pointer into a module: the module (by number) into which one begins that
+# they point to, themselves or through one more. The table of a list of objects is told so.
+def _held(module: NDArray[np.int64], links: tuple[NDArray[np.int64], NDArray[np.int64]]) -> NDArray[np.int64]:
+    source, target = links
+    seen = module.copy()
+    for _ in range(2):
+        some = (seen[source] == 0) & (seen[target] != 0)
+        found = np.zeros(len(seen), dtype=np.int64)
+        np.maximum.at(found, source[some], seen[target[some]])
+        seen = np.where(seen == 0, found, seen)
+    return np.where(module == 0, seen, 0)
 
 
 class _Names:
@@ -97,6 +113,16 @@ class _Names:
         at = np.searchsorted(starts, words, side="right") - 1
         inside: Mask = (at >= 0) & (words < ends[np.maximum(at, 0)])
         return inside
+
+    def number(self, words: U64) -> NDArray[np.int64]:
+        """The number of the module that each word points into, from 1; 0 for none."""
+        starts = np.array(self._starts, dtype=np.uint64)
+        at = np.searchsorted(starts, words, side="right").astype(np.int64)
+        return np.where(self.inside(words), at, 0)
+
+    def path(self, number: int) -> str | None:
+        """The path of a module by number."""
+        return self._modules[number - 1].path if number else None
 
     def is_code(self, word: int) -> bool:
         """Whether an address is in the code of a module."""

@@ -19,9 +19,21 @@ _OWNERS = (
 )
 
 
-def why_known(library: str | None, to_data: bool, count: int) -> str | None:
-    """Whose ``count`` blocks these are, by what their first word points to; None for the program's."""
-    name = (library or "").rpartition("/")[2]
+#: Libraries that lose memory with each piece of work of a kind that a healthy program does a few times only.
+#: llvmlite 0.4x and later: lists of passes and their data, some 40 KB with each function that numba compiles.
+_LOSSY = (("libllvmlite.", "llvmlite's own, lost with each function that it compiles"),)
+
+
+def why_known(library: str | None, holds: str | None, to_data: bool, count: int) -> str | None:
+    """Whose ``count`` blocks these are, by what their first word points to; None for the program's.
+
+    ``holds``: the library of what they point to, where the first word says nothing.
+    """
+    name = (library or holds or "").rpartition("/")[2]
+    for start, why in _LOSSY:
+        if name.startswith(start):
+            return why
     if not to_data or count > _MOST:
         return None
+    name = (library or "").rpartition("/")[2]
     return next((f"{owner} own, lost once" for start, owner in _OWNERS if name.startswith(start)), None)

@@ -110,8 +110,8 @@ class UnreachableGroup:
     to. ``hangs``: those that only were in reach of a lost block of another group; the others were lost
     themselves. ``hanging``: blocks of other groups, of ``hanging_bytes``, that hang on these. What the first
     word points into: ``library`` (path), ``symbol`` (function, "+offset" behind it) and ``type`` (of a C++
-    object, by its vtable's type_info), None where it points nowhere. ``known``: why this is no leak, None for
-    a leak. ``examples``: some addresses.
+    object, by its vtable's type_info), None where it points nowhere; there ``holds`` is the library (path) of
+    a block that they point to. ``known``: why this is no leak, None for a leak. ``examples``: some addresses.
     """
 
     size: int
@@ -126,6 +126,7 @@ class UnreachableGroup:
     hangs: int = 0
     hanging: int = 0
     hanging_bytes: int = 0
+    holds: str | None = None
 
     @property
     def lost(self) -> int:
@@ -137,6 +138,8 @@ class UnreachableGroup:
         """What they are, in words: "blocks of 1,008 bytes (retire in libworker.so)"."""
         library = (self.library or "").rpartition("/")[2]
         begins = " in ".join(part for part in (self.type or self.symbol, library) if part)
+        if not begins and self.holds:
+            begins = f"with data of {self.holds.rpartition('/')[2]}"
         return f"blocks of {self.size:,} bytes" + (f" ({begins})" if begins else "")
 
 
