@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import struct
+from bisect import bisect_left, bisect_right
 from contextlib import suppress
 
 import numpy as np
@@ -81,7 +82,9 @@ class _Slim:
         if mapping.path == "[vdso]" or mapping.start in self._files:
             return [(mapping.start, mapping.end)]
         if plan.is_anonymous(mapping):
-            return _both(self._wanted, [(mapping.start, mapping.end)])
+            first = max(0, bisect_right(self._wanted, (mapping.start, mapping.end)) - 1)
+            beyond = bisect_left(self._wanted, (mapping.end, mapping.end))
+            return _both(self._wanted[first:beyond], [(mapping.start, mapping.end)])
         return [(mapping.start, mapping.start + PAGE)] if mapping.offset == 0 else []
 
     def zeros(self, mapping: Mapping) -> bool:
