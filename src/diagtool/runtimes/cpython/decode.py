@@ -18,6 +18,7 @@ from diagtool.runtimes.cpython.graph.tables import add_graph
 from diagtool.runtimes.cpython.greenlets.decode import add_greenlets
 from diagtool.runtimes.cpython.heap.bases import add_bases
 from diagtool.runtimes.cpython.heap.details import add_details
+from diagtool.runtimes.cpython.heap.details.foreign import add_foreign
 from diagtool.runtimes.cpython.heap.details.values import add_values
 from diagtool.runtimes.cpython.heap.tables import add_heap, add_why
 from diagtool.runtimes.cpython.liveness.holders import hold_stacks
@@ -101,6 +102,8 @@ def _decode(
         # It may read what is late: after what is to be of one instant.
         with capture.memory.unwatched(), _as_far_as_memory_goes(ctx, "what nobody refers to"):
             add_graph(ctx, census, interpreters, tasks.tasks.address, asked=graph is True)
+            if len(census.garbage):
+                add_foreign(ctx, census, interpreters)  # again, without what only waits for the collector
     snapshot = ctx.builder.finish()
     rows = slice(tasks.first, tasks.first + len(tasks.tasks))
     snapshot.stacks.holder[rows] = holder

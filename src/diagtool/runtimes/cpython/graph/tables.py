@@ -78,6 +78,8 @@ def add_graph(
     roots = roots_of(graph)
     garbage = find_garbage(graph, graph.weight, census.types.flags, roots)
     _add_garbage(names, garbage, collectors)
+    if garbage.objects:
+        census.garbage = np.sort(graph.nodes.addresses(np.flatnonzero(_goes_with(graph, garbage))))
     # Without a GIL the collector has no lists of generations.
     if (asked or garbage.objects >= _MUCH) and not ctx.runtime.free_threaded:
         _add_generations(ctx, census, graph, collectors, garbage)
@@ -112,6 +114,16 @@ def _add_paths(
         }
         for path in paths_to_types(ctx, census, graph, places, roots)
     ]
+
+
+def _goes_with(graph: Graph, garbage: Garbage) -> NDArray[np.bool_]:
+    """Objects that are garbage, and those that only garbage has references to, wherever else they are known.
+
+    (A callback of ctypes is such an object: the machine code that was made for it has its address.)
+    """
+    held = np.bincount(graph.target[garbage.mask[graph.sources()]], minlength=len(graph.nodes))
+    gone: NDArray[np.bool_] = garbage.mask | (graph.references > 0) & (held >= graph.references)
+    return gone & graph.nodes.is_object
 
 
 class _Names:

@@ -57,6 +57,8 @@ class HeapCensus:
     first: NDArray[np.int64]
     rows: list[TypeRow] = field(default_factory=list)
     pages: Pages | None = None
+    #: Sorted addresses of objects that go when the collector runs; empty until the graph was made.
+    garbage: U64 = field(default_factory=lambda: np.zeros(0, np.uint64))
     senseless: int = 0  # what was taken out because it claims more bytes than it can have
 
     def of(self, kind: int) -> U64:

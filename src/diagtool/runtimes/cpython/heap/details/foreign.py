@@ -18,6 +18,7 @@ from diagtool.capture.memory import U64
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.heap.census import HeapCensus
 from diagtool.runtimes.cpython.heap.details.callables import registered
+from diagtool.runtimes.cpython.objects.addresssets import contains
 from diagtool.runtimes.cpython.threads.interpreters import Interpreter
 
 __all__ = ["add_foreign"]
@@ -30,7 +31,7 @@ _MAX_ROWS = 2_000
 
 
 def add_foreign(ctx: Context, census: HeapCensus, _: Sequence[Interpreter]) -> None:
-    """Add the tables ``callbacks`` and ``cffi_handles``.
+    """Add the tables ``callbacks`` and ``cffi_handles``. What is known to be garbage is left out.
 
     ``callbacks``, a row a function: ``library`` (ctypes, cffi), ``function``, ``count`` of its callbacks,
     ``instances`` (objects that it is bound to) and the type ``of`` these, ``address`` of one callable.
@@ -43,9 +44,11 @@ def add_foreign(ctx: Context, census: HeapCensus, _: Sequence[Interpreter]) -> N
     callables = [np.zeros(0, np.uint64)]
     for kind in thunks:
         objects = census.of(kind)
+        objects = objects[~contains(census.garbage, objects)]
         callables.append(v.words(objects, int(sizes[kind]) - _AFTER_CALLABLE))
     rows = [("ctypes", r) for r in registered(ctx, np.concatenate(callables))]
     cdata = np.concatenate([np.zeros(0, np.uint64), *(census.of(k) for k in _named(ctx, census, _CFFI))])
+    cdata = cdata[~contains(census.garbage, cdata)]
     head = ctx.runtime.layout["sizeof.PyObject"]
     data, own = v.words(cdata, head + 8), v.words(cdata, head + 24)
     rows += [("cffi", r) for r in registered(ctx, _callables(ctx, data[(data == own) & (data != cdata)]))]
