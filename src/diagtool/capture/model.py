@@ -111,6 +111,8 @@ class Capture:
     #: close().
     image: bool = False
     image_pid: int = 0  # the process that the image is, while it is there
+    #: What one decoder found and another one asks for again, by its name.
+    found: dict[str, object] = field(default_factory=dict, repr=False)
     _closers: list[object] = field(default_factory=list, repr=False)
 
     def __enter__(self) -> Capture:

@@ -32,6 +32,7 @@ from diagtool.runtimes.native.reach import Targets, edges_between, mark, pointed
 
 __all__ = ["native_heap"]
 
+_WALKED = "glibc"  # the name of what is found, among a capture's
 _MOST_GROUPS = 1000  # of unreachable blocks that are told, the largest ones
 # Bytes that a core may lack: the kernel leaves out what is MADV_DONTDUMP, among it the random numbers that
 # glibc 2.41 and later keep for each thread (vgetrandom, 144 bytes a thread): no place for pointers.
@@ -55,8 +56,7 @@ def native_heap(capture: Capture, *, reachability: bool = True) -> NativeHeap:
     private = private_memory(capture.mappings)
     fetched = fetch(capture, private)
     stacks, dead = stacks_of(capture)
-    threads = [(t.tid, t.registers.get("fs_base", 0)) for t in capture.threads]
-    glibc = read_glibc(capture.memory, capture.mappings, data, stacks, threads)
+    glibc = _walked(capture, data, stacks)
     taken = merged([*data, *stacks, *(glibc.heaps if glibc is not None else [])])
     foreign = foreign_allocators(capture, taken)
     if glibc is None:
@@ -79,6 +79,15 @@ def native_heap(capture: Capture, *, reachability: bool = True) -> NativeHeap:
             roots = less(private, merged([*glibc.heaps, *glibc.own, *dead]))
             _judge(capture, glibc, merged([*roots, *fetched.shared]), heap)
     return heap
+
+
+# Several ask for the heap of one capture: it is walked once.
+def _walked(capture: Capture, data: Ranges, stacks: Ranges) -> GlibcHeap | None:
+    if _WALKED not in capture.found:
+        threads = [(t.tid, t.registers.get("fs_base", 0)) for t in capture.threads]
+        capture.found[_WALKED] = read_glibc(capture.memory, capture.mappings, data, stacks, threads)
+    found = capture.found[_WALKED]
+    return found if isinstance(found, GlibcHeap) else None
 
 
 # Why it would be wrong to say what can't be reached; "judged" where it is not.
@@ -153,7 +162,7 @@ def _summed(glibc: GlibcHeap) -> NativeHeap:
         thread_caches=glibc.thread_caches,
         fragmentation=_fragmentation(glibc),
         damaged=bool(glibc.warnings) or any(arena.unread for arena in glibc.arenas),
-        warnings=glibc.warnings,
+        warnings=[*glibc.warnings],
     )
 
 
