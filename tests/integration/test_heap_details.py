@@ -31,6 +31,8 @@ pytestmark = pytest.mark.timeout(300)
 
 ONE = [i for i in interpreters() if i.minor == 12] or interpreters()[-1:]
 EDGES = [i for i in interpreters() if i.minor in (9, 14)]
+#: What these tests are about, and nothing else: the graph and the native heap have tests of their own.
+DETAILS: dict[str, Any] = {"heap": True, "graph": False, "native": False}
 JUDGED = [FIXTURES[name] for name in ("d01", "d03", "d04", "d05", "d09", "d11")]
 CATALOGUE = {t.id: t.catalogue for t in builtin()}
 
@@ -171,7 +173,7 @@ def test_caches_and_registries_are_what_the_process_says(interpreter: Interprete
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
     with launch(path, interpreter=interpreter) as program:
-        snapshot = diagtool.snapshot(program.pid, heap=True)
+        snapshot = diagtool.snapshot(program.pid, **DETAILS)
         truth = said(program)
         check_caches(snapshot, truth["caches"])
         check_registries(snapshot, truth)
@@ -179,7 +181,7 @@ def test_caches_and_registries_are_what_the_process_says(interpreter: Interprete
         assert strings["count"] >= 3000
         assert strings["mortal"] + strings["immortal"] == strings["count"]
         if interpreter in EDGES:  # memory of a core is no other
-            core = diagtool.snapshot(program.gcore(tmp_path), sysroot=interpreter.root, heap=True)
+            core = diagtool.snapshot(program.gcore(tmp_path), sysroot=interpreter.root, **DETAILS)
             check_caches(core, truth["caches"])
             check_registries(core, truth)
 
@@ -192,7 +194,7 @@ def complaint(fixture: Fixture, mode: str, interpreter: Interpreter) -> str | No
     """What is wrong with the report about one program; None when nothing is, or it can't run here."""
     try:
         with launch(fixture, mode, interpreter) as program:
-            found = told(diagtool.snapshot(program.pid, heap=True))
+            found = told(diagtool.snapshot(program.pid, **DETAILS))
     except FixtureSkipped:
         return None
     if mode in fixture.leak_modes:
@@ -218,7 +220,7 @@ def test_leaks_are_found_and_healthy_programs_are_not(interpreter: Interpreter, 
 def test_a_leak_is_found_in_a_core(interpreter: Interpreter, name: str, mode: str, tmp_path: Path) -> None:
     with launch(FIXTURES[name], mode, interpreter) as program:
         core = program.gcore(tmp_path)
-    found = told(diagtool.snapshot(core, sysroot=interpreter.root, heap=True))
+    found = told(diagtool.snapshot(core, sysroot=interpreter.root, **DETAILS))
     assert [CATALOGUE.get(t or "") for _, t in found] == [FIXTURES[name].template]
 
 
@@ -226,10 +228,10 @@ def test_a_leak_is_found_in_a_core(interpreter: Interpreter, name: str, mode: st
 @pytest.mark.parametrize("interpreter", ONE, ids=str)
 def test_growth_makes_a_leak_likely(interpreter: Interpreter, name: str, rounds: int) -> None:
     with launch(FIXTURES[name], "leak", interpreter) as program:
-        series = [diagtool.snapshot(program.pid, heap=True)]
+        series = [diagtool.snapshot(program.pid, **DETAILS)]
         for _ in range(rounds - 1):
             program.grow()
-            series.append(diagtool.snapshot(program.pid, heap=True))
+            series.append(diagtool.snapshot(program.pid, **DETAILS))
     found = [(f.verdict, CATALOGUE.get(f.template or "")) for f in diagtool.find_leaks(series).findings]
     assert ("likely", name.upper()) in found
 
@@ -255,7 +257,7 @@ def test_arrays_own_their_data_and_views_own_none(interpreter: Interpreter, tmp_
     path.write_text(ARRAYS)
     folder = str(libraries(interpreter, ("numpy",)))
     with launch(path, interpreter=interpreter, env={"PYTHONPATH": folder}) as program:
-        snapshot = diagtool.snapshot(program.pid, heap=True)
+        snapshot = diagtool.snapshot(program.pid, **DETAILS)
     owned = {row["type"]: row["owned"] for row in snapshot.tables["heap_types"]}
     data = 100 * 8000 + 20 * 400_000
     assert data <= owned["numpy.ndarray"] <= data + 100_000  # shapes, strides, and what numpy has itself
@@ -322,7 +324,7 @@ def test_values_are_shown_and_secrets_are_not(
     path = tmp_path / "program.py"
     path.write_text(SECRETS)
     with launch(path, interpreter=interpreter) as program:
-        texts = diagtool.snapshot(program.pid, heap=True, values="__main__.Text").tables["heap_values"]
+        texts = diagtool.snapshot(program.pid, values="__main__.Text", **DETAILS).tables["heap_values"]
         assert main(["heap", str(program.pid), "--type", "__main__.*", "--values"]) == 0
         output = capsys.readouterr().out
         assert main(["heap", str(program.pid), "--type", "User", "--values", "--format", "json"]) == 0
