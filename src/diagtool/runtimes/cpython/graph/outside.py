@@ -18,7 +18,7 @@ from diagtool.runtimes.cpython.heap.census import HeapCensus
 from diagtool.runtimes.cpython.heap.owners import Owners, Spans, spans
 from diagtool.runtimes.cpython.heap.pools import empty_pools
 from diagtool.runtimes.cpython.heap.ranges import heap_ranges, joined_ranges, mapped_ranges
-from diagtool.runtimes.cpython.heap.types import TypeTable
+from diagtool.runtimes.cpython.heap.types import TypeTable, kinds_named
 from diagtool.runtimes.cpython.objects.addresssets import Ranges, without
 from diagtool.runtimes.native.fetching import fetch
 from diagtool.runtimes.native.glibc.heap import GlibcHeap, read_glibc
@@ -29,6 +29,7 @@ __all__ = ["Outside", "memory_outside"]
 _QUIET = 64 << 10  # bytes: smaller buffers of numbers are read faster than they are left out
 _OWNS_DATA = 4  # NPY_ARRAY_OWNDATA
 _MAX_BUFFER = 1 << 44
+_HEAD = 4096  # bytes of a large object that are read, with its fields
 _HEADER = np.uint64(8)  # bytes between two blocks of malloc, at least
 
 
@@ -66,7 +67,7 @@ def memory_outside(ctx: Context, census: HeapCensus, owners: Owners, nodes: Node
     used = joined_ranges(nodes.pool, np.full(len(nodes.pool), nodes.pool_size))
     empty = empty_pools(ctx, without(mapped, used))
     gone = joined_ranges(empty, np.full(len(empty), nodes.pool_size))
-    ranges = without(without(merged(written), used), _quiet(ctx, census))
+    ranges = without(without(merged(written), used), _quiet(ctx, census, owners))
     mine = _joined(owners.large, owners.tables)
     start, end = _stale(ctx, gone)
     takes = mine
@@ -116,10 +117,15 @@ def _unused(glibc: GlibcHeap) -> tuple[U64, U64]:
     return start[gaps], end[gaps]
 
 
-def _quiet(ctx: Context, census: HeapCensus) -> Ranges:
-    """Big buffers that hold no references: of bytearrays, and of numpy's arrays of anything but objects."""
+def _quiet(ctx: Context, census: HeapCensus, owners: Owners) -> Ranges:
+    """Big buffers that hold no references: of bytearrays, bytes and str, and of numpy's arrays of numbers."""
     found = big_buffers(ctx, census.objects, census.types)
     start, size = [], []
+    big = owners.large.end - owners.large.start >= np.uint64(_QUIET)
+    text = np.isin(owners.kind(owners.large.owner[big]), kinds_named(ctx, census.types, "bytes", "str"))
+    for low, high in zip(owners.large.start[big][text], owners.large.end[big][text], strict=True):
+        start.append(int(low) + _HEAD)
+        size.append(int(high) - int(low) - _HEAD)
     for kind in _arrays(ctx, census.types):
         for s, n in zip(*_numbers(ctx, census.of(kind)), strict=True):
             start.append(s)

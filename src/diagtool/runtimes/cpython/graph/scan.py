@@ -288,6 +288,11 @@ class _Scan:
             source = np.where(inside, owner[span], -1)
         else:
             source = np.full(len(place), -1, np.int64)
+        # Text and numbers refer to nothing, whatever they look like.
+        kind = self.nodes.kind[np.maximum(source, 0)]
+        plain = (source >= 0) & _flag(self.extents.plain | self.extents.text, kind)
+        self.stale.append(target[plain].astype(np.int32))
+        place, target, source = place[~plain], target[~plain], source[~plain]
         edge = (source >= 0) & (source != target)
         sources.append(source[edge].astype(np.int32))
         targets.append(target[edge].astype(np.int32))
