@@ -79,9 +79,7 @@ def complaint(fixture: Fixture, mode: str, interpreter: Interpreter) -> str | No
     return f"{mode}: no finding of {template}, but {told(three)}"
 
 
-@pytest.mark.parametrize(
-    ("interpreter", "fixture", "modes"), CASES, ids=lambda v: "" if isinstance(v, tuple) else str(v)
-)
+@pytest.mark.parametrize(("interpreter", "fixture", "modes"), CASES, ids=[f"{f}-{i}" for i, f, _ in CASES])
 def test_a_series_tells_what_grows(
     interpreter: Interpreter, fixture: Fixture, modes: tuple[str, ...]
 ) -> None:
