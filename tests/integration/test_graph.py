@@ -260,6 +260,19 @@ def test_a_busy_healthy_program_has_lost_nothing(interpreter: Interpreter) -> No
 MODES = {"e01": "leak leak2 healthy2 healthy3 healthy4", "d08": "leak leak2 healthy2 healthy4"}
 
 
+@pytest.mark.parametrize("allocator", ["malloc", "debug"])
+def test_another_allocator_loses_nothing(allocator: str) -> None:
+    environment = {"PYTHONMALLOC": allocator}
+    for mode in ("leak", "healthy5"):
+        with launch(FIXTURES["e01"], mode, interpreters()[0], env=environment) as program:
+            snapshot = diagtool.snapshot(program.pid, heap=True)
+        expected = ["native-references-lost"] if (mode, allocator) == ("leak", "debug") else []
+        assert list(findings(snapshot)) == expected
+        # Of freed objects leftovers look alive there: nothing is said then, with the reason.
+        assert ("heap_lost" in snapshot.tables) == (allocator == "debug")
+        assert bool(snapshot.tables["heap_graph"][0]["why_not"]) == (allocator == "malloc")
+
+
 @pytest.mark.parametrize("name", MODES)
 def test_the_fixtures_show_what_they_are_for(name: str) -> None:
     fixture = FIXTURES[name]

@@ -29,7 +29,9 @@ __all__ = ["Graph", "build_graph"]
 
 _BATCH_BYTES = 16 << 20  # of pools read together
 _IMMORTAL = 1 << 30  # and above: a reference count that is none (3.12+), Include/refcount.h
-_MAX_EDGES = 1 << 30
+_NO_POOLS = (
+    "the objects lie in blocks of malloc (PYTHONMALLOC=malloc), where leftovers of freed ones look alive"
+)
 
 Ints = NDArray[np.int32]
 
@@ -69,7 +71,10 @@ def build_graph(ctx: Context, census: HeapCensus) -> Graph:
     nodes = number_nodes(census)
     outside = memory_outside(ctx, census, owners, nodes)
     extents = live_extents(ctx, census, nodes)
-    return _Scan(ctx, census, nodes, outside, extents).run()
+    graph = _Scan(ctx, census, nodes, outside, extents).run()
+    if not nodes.slots and not census.pages:
+        graph.why_not = graph.why_not or _NO_POOLS
+    return graph
 
 
 def _flag(of_kind: NDArray[np.bool_], kind: Ints) -> NDArray[np.bool_]:
