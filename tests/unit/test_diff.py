@@ -209,5 +209,5 @@ def test_the_command_compares_processes_by_name(tmp_path: Path, capsys: pytest.C
     series = [snapshot(0, pid=1, images=1000), snapshot(1, pid=2, images=9000)]
     assert main(["diff", *saved(tmp_path, series)]) == 0
     out = capsys.readouterr().out
-    assert "compared by name, not by address" in out
+    assert "compared by name, not by address" in " ".join(out.split())
     assert "+8,000" in out

@@ -26,6 +26,10 @@ class NotSupported(TargetError):
     """A target that diagtool does not read: 32-bit, kernel thread, no Python, unknown version."""
 
 
+class NoRuntime(NotSupported):
+    """A process in which there is no runtime that diagtool reads."""
+
+
 class BadCore(TargetError):
     """Not a core file, or one that can't be used."""
 

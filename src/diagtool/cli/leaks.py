@@ -98,6 +98,7 @@ def command(
         2   wrong usage
         3   a target could not be read, or FILE not be written
     """
+    from diagtool.capture.errors import NoRuntime
     from diagtool.cli.output import print_lines, print_text, width
     from diagtool.cli.progress import progress
     from diagtool.cli.target import looks_at_heap, resolve
@@ -111,6 +112,12 @@ def command(
         resolve(target, exe=exe, sysroot=sysroot, output=output, heap=looks_at_heap(target, heap))
         for target in targets
     ]
+
+    if heap is None and resolved[-1].snapshot.target.runtime == "native":
+        # That of a small core was looked at without being asked for: nobody meant a program without Python.
+        raise NoRuntime(
+            "no CPython interpreter was found in this process", "With --heap its native heap alone is judged."
+        )
 
     def judged() -> Report:
         with progress("looking for leaks"):
@@ -138,7 +145,7 @@ def _has_more(target: str, snap: Snapshot) -> bool:
     from diagtool.api import kind_of
 
     missing = snap.target.details.get("missing")  # of a slim core, say: what is left is no heap
-    return kind_of(target) == "core" and "heap" not in snap.tables and not missing
+    return kind_of(target) == "core" and not {"heap", "native_heap"} & snap.tables.keys() and not missing
 
 
 def _hint(target: str, snap: Snapshot) -> list[Line]:

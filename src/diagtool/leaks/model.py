@@ -22,6 +22,9 @@ VERDICTS: tuple[Verdict, ...] = ("proven", "likely", "suspect")
 #: Worst first.
 SEVERITIES = ("high", "medium", "low")
 
+#: Kinds of findings that are about rows of a table: no stacks.
+NO_STACKS = ("object", "block")
+
 #: How many names of stacks are kept as examples of a finding or a cluster.
 MAX_EXAMPLES = 5
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from diagtool.leaks.condition import Condition, ConditionError, parse
-from diagtool.leaks.model import SEVERITIES, VERDICTS
+from diagtool.leaks.model import NO_STACKS, SEVERITIES, VERDICTS
 from diagtool.leaks.pattern import FramePattern, StackPattern
 from diagtool.leaks.template import Problem, Rule, TablePattern, Template
 from diagtool.snapshot.model import KINDS, STATES
@@ -26,6 +26,9 @@ GROUP_FACTS = (
 SERIES_FACTS = "snapshots persisted grew growth age_seconds".split()
 #: Facts of an asked-for thing, besides ``state.*``.
 THING_FACTS = "address type detail references from_waiters exclusive held_by waiters".split()
+
+#: What became of what rows of tables count.
+FATES = ("kept", "lost")
 
 GROUPINGS = ("place", "thing", "owner", "executor", "all")
 SAME = ("process", "thing", "loop", "executor")
@@ -154,7 +157,7 @@ _TEMPLATE_KEYS = (
 _STACK_KEYS = (
     "kinds states wait not_wait names frames top bottom any_frames not_frames thing stack same"
 ).split()
-_TABLE_KEYS = "table where count group_by".split()
+_TABLE_KEYS = "table where count group_by unit state".split()
 _RULE_KEYS = (
     "level min_count thing stack group series with without explains over_idle evidence where"
 ).split()
@@ -214,7 +217,12 @@ def _match(check: _Checker, table: _Table, kind: str) -> StackPattern | TablePat
         return pattern
     raw = _Table(check, found[0], where, _TABLE_KEYS)
     return TablePattern(
-        raw.text("table", needed=True), raw.conditions("where", None), raw.text("count"), raw.text("group_by")
+        table=raw.text("table", needed=True),
+        where=raw.conditions("where", None),
+        count=raw.text("count"),
+        group_by=raw.text("group_by"),
+        unit=raw.choice("unit", NO_STACKS, "object"),
+        state=raw.choice("state", FATES, "kept"),
     )
 
 

@@ -18,7 +18,7 @@ from diagtool.leaks.evidence import sentences, waiting_on
 from diagtool.leaks.facts import CALLBACK, Facts, Rows
 from diagtool.leaks.growth import derive, missing
 from diagtool.leaks.match import Match, Matcher
-from diagtool.leaks.model import Finding, Report
+from diagtool.leaks.model import NO_STACKS, Finding, Report
 from diagtool.leaks.pattern import StackPattern
 from diagtool.leaks.series import Course, in_order
 from diagtool.leaks.tables import judge_table
@@ -173,7 +173,7 @@ def _with_ids(made: list[tuple[Finding, Rows]]) -> list[tuple[Finding, Rows]]:
     seen: dict[str, int] = {}
     out = []
     for finding, rows in made:
-        what = "\0".join((finding.template or "", *(finding.examples if finding.kind == "object" else ())))
+        what = "\0".join((finding.template or "", *(finding.examples if finding.kind in NO_STACKS else ())))
         plain = stable_id(what, -1, -1, "", finding.frames)
         number = seen[plain] = seen.get(plain, 0) + 1
         id_ = plain if number == 1 else stable_id(f"{what}#{number}", -1, -1, "", finding.frames)

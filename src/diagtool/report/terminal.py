@@ -19,7 +19,7 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from diagtool.leaks.model import VERDICTS, Cluster, Finding, Report, WaitingOn, is_own
+from diagtool.leaks.model import NO_STACKS, VERDICTS, Cluster, Finding, Report, WaitingOn, is_own
 from diagtool.report.sources import Sources
 from diagtool.report.text import MIN_WIDTH, Line, cells, clean, count, cut, duration, pad, size, wrap
 from diagtool.snapshot.model import Frame, Target
@@ -183,7 +183,7 @@ def _finding(finding: Finding, view: View) -> Iterator[Line]:
         yield from _labelled("what", finding.title, view)
     yield from frames(finding.frames, view)
     if finding.waiting_on is not None:
-        label = "object" if finding.kind == "object" else "waits on"
+        label = "object" if finding.kind in NO_STACKS else "waits on"
         yield from _labelled(label, thing(finding.waiting_on), view)
     yield from _times(finding, view)
     if finding.created_by:
@@ -216,7 +216,7 @@ def _times(finding: Finding, view: View) -> Iterator[Line]:
     if finding.trend is not None:
         counts = " → ".join(f"{n:,}" for n in finding.trend.counts[-6:])
         text = counts  # rows of tables are not told apart
-        if finding.kind != "object":
+        if finding.kind not in NO_STACKS:
             text += f", {finding.trend.persisted:,} of them in all snapshots"
         last = finding.trend.seconds[-1] if finding.trend.seconds else float("nan")
         if last == last:

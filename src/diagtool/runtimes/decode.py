@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diagtool.capture.errors import NotSupported
+from diagtool.capture.errors import NoRuntime, NotSupported
 from diagtool.capture.model import Capture
 from diagtool.runtimes.cpython import decode as decode_cpython
 from diagtool.runtimes.cpython.decode import describe
@@ -28,14 +28,14 @@ def decode(
 
     ``heap``, ``why``, ``graph``, ``values``: see :func:`diagtool.runtimes.cpython.decode`.
 
-    With ``native`` the heap of the C library is read, too (:func:`add_native`); then a process in which no
-    Python can be read has a snapshot as well, of nothing else, and a warning says why. Raises NotSupported
-    where nothing can be read.
+    With ``native`` the heap of the C library is read, too (:func:`add_native`); then a process without a
+    Python has a snapshot as well, of nothing else, and a warning says why; and one whose Python can't be read
+    unless its objects are asked for (``heap``). Raises NotSupported where nothing can be read.
     """
     try:
         snapshot = decode_cpython(capture, heap=heap, why=why, graph=graph, values=values)
     except NotSupported as error:
-        if not native or why is not None:
+        if not native or why is not None or (heap and not isinstance(error, NoRuntime)):
             raise
         snapshot = Snapshot(describe(capture), pause_ms=capture.pause_ms, warnings=[*capture.warnings])
         snapshot.target.runtime = NATIVE

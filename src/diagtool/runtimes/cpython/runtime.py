@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from diagtool.capture.errors import NotSupported
+from diagtool.capture.errors import NoRuntime, NotSupported
 from diagtool.capture.memory import AddressSpace, MemoryFault
 from diagtool.capture.model import Capture
 from diagtool.capture.modules import Module
@@ -62,7 +62,7 @@ def find_runtime(capture: Capture) -> Runtime:
             f"the Python in this process could not be read ({'; '.join(seen[:3])})",
             FILES if capture.kind == "core" else "`py-spy dump --pid PID` may still show its threads.",
         )
-    raise NotSupported(
+    raise NoRuntime(
         "no CPython interpreter was found in this process",
         f"diagtool reads CPython 3.9 to 3.15. {FILES if capture.kind == 'core' else ''}".rstrip(),
     )
