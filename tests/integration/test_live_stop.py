@@ -18,6 +18,7 @@ import pytest
 import native
 from diagtool.capture import copier, hold, live, ptrace, stop
 from diagtool.capture.errors import NoSuchTarget, NotPermitted, TargetError
+from diagtool.capture.hold import Hold
 from diagtool.capture.live import capture_live
 
 pytestmark = pytest.mark.skipif(not ptrace.supported(), reason="live processes on Linux on x86-64 only")
@@ -432,15 +433,22 @@ def test_an_exec_in_the_midst_of_seizing_ends_and_so_does_the_capture(
     """exec waits for dead threads to be reaped by us, and our next SEIZE waits for exec."""
     with native.started(native.built("execs")) as program:
         third = int(program.words[0])
-        seize = ptrace.seize
+        seize, reap = ptrace.seize, Hold.reap_dead
+        waits: list[int] = []
 
         def seize_after_exec(tid: int) -> int:
             if tid == third:
                 program.say()
                 native.wait_until(lambda: states(program.pid) <= {"Z", "D"}, "the exec waits for its threads")
+                waits.append(tid)
             return seize(tid)
 
+        def reap_when_it_waits(held: Hold) -> None:
+            if waits:  # not before: the exec would be over
+                reap(held)
+
         monkeypatch.setattr(ptrace, "seize", seize_after_exec)
+        monkeypatch.setattr(Hold, "reap_dead", reap_when_it_waits)
         monkeypatch.setattr(stop, "_LAST_RESORT", 5.0)
         with suppress(NoSuchTarget):
             capture_live(program.pid).close()
