@@ -14,6 +14,19 @@ from common import BIN, Row, Table, gap_ms, interpreter, run, target
 
 GIB = 2
 
+#: The least that an image can cost: what the kernel takes for a fork of as much memory.
+FORK = f"""
+import os, time
+blobs = [bytearray(b"Z") * (1 << 20) for _ in range({GIB * 1024})]
+for _ in range(5):
+    start = time.perf_counter()
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    print((time.perf_counter() - start) * 1e3, flush=True)
+    os.waitpid(child, 0)
+"""
+
 
 def heap_stop(rounds: int) -> Iterator[Table]:
     """The largest gap that a busy thread in the target sees, in milliseconds, and per GiB."""
@@ -46,4 +59,6 @@ def heap_stop(rounds: int) -> Iterator[Table]:
             if told:
                 row.figures[columns[2]] = statistics.median(told)
             table.rows.append(row)
+    gap = statistics.median(float(word) for word in run([*command, "-c", FORK])[2].split())
+    table.rows.append(Row("os.fork()", {columns[0]: gap, columns[1]: gap / GIB}, "by a process itself"))
     yield table
