@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,37 +127,19 @@ def command(
     from diagtool.report import allocations, heap, nativeheap, terminal
     from diagtool.report import json as documents
 
+    look = partial(resolve, target, exe=exe, sysroot=sysroot, output=output, clone=clone)
     if sites:
         if native or why is not None:
             raise click.UsageError("--sites is a view of its own: it has no --native and no --why.")
         return show_sites(
-            resolve(
-                target,
-                exe=exe,
-                sysroot=sysroot,
-                output=output,
-                heap=True,
-                graph=False,
-                native=False,
-                clone=clone,
-            ),
+            look(heap=True, graph=False, native=False),
             *(target, pattern, limit, output_format, output, verbose),
         )
     if show is not None or values:
         if native or why is not None or (values and (show is not None or pattern is None)):
             raise click.UsageError("--show and --values are views of their own; --values needs --type TYPE.")
         return show_details(
-            resolve(
-                target,
-                exe=exe,
-                sysroot=sysroot,
-                output=output,
-                heap=True,
-                native=False,
-                graph=False,
-                values=pattern if values else None,
-                clone=clone,
-            ),
+            look(heap=True, native=False, graph=False, values=pattern if values else None),
             *(target, show, pattern, limit, output_format, output, verbose),
         )
     if retained or garbage:
@@ -165,22 +148,13 @@ def command(
                 "--retained and --garbage are views of their own: no other goes with them."
             )
         return show_keepers(
-            resolve(
-                target,
-                exe=exe,
-                sysroot=sysroot,
-                output=output,
-                heap=True,
-                graph=True,
-                native=False,
-                clone=clone,
-            ),
+            look(heap=True, graph=True, native=False),
             *(target, garbage, limit, output_format, output, verbose),
         )
     if native:
         if pattern is not None or why is not None:
             raise click.UsageError("--native shows blocks of C: they have no --type and no --why.")
-        found = resolve(target, exe=exe, sysroot=sysroot, output=output, native=True, clone=clone)
+        found = look(native=True)
         if not nativeheap.has_native(found.snapshot):
             raise NoNative(target)
         if output_format == "json":
@@ -189,17 +163,7 @@ def command(
             view = terminal.View(width(output), verbose, False, found.sources)
             print_lines(nativeheap.lines(found.snapshot, limit or nativeheap.LIMIT, view), output)
         return 0
-    resolved = resolve(
-        target,
-        exe=exe,
-        sysroot=sysroot,
-        output=output,
-        heap=True,
-        why=why,
-        graph=False,
-        native=False,
-        clone=clone,
-    )
+    resolved = look(heap=True, why=why, graph=False, native=False)
     snap = resolved.snapshot
     if not heap.has_census(snap):
         if why is None and allocations.has_sites(snap):
