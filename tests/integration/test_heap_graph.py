@@ -155,11 +155,12 @@ def test_the_collector_and_its_garbage_are_what_the_process_says(
     assert abs(row["frozen_objects"] - said["frozen"]) <= 5
     assert all(abs(a - b) <= 30 for a, b in zip(row["generations"], said["generations"], strict=True))
     garbage = {r["type"]: r for r in tables["heap_garbage"]}
-    assert 1960 <= garbage["__main__.Node"]["count"] <= 2010  # the last may still lie on the stack
-    assert garbage["__main__.Node"]["in_cycles"] >= 1960
-    assert 1960 <= garbage["list"]["count"] <= 2010  # which hang on the nodes
+    # Words that were left on the stack or in memory keep a few: the last nodes, and what hangs on them.
+    assert 1900 <= garbage["__main__.Node"]["count"] <= 2010
+    assert garbage["__main__.Node"]["in_cycles"] >= 1900
+    assert 1900 <= garbage["list"]["count"] <= 2010  # which hang on the nodes
     assert garbage["list"]["in_cycles"] == 0
-    assert tables["garbage"][0]["count"] >= 3 * 1960
+    assert tables["garbage"][0]["count"] >= 3 * 1900
 
 
 # -- who keeps how much ------------------------------------------------------------------------------------
