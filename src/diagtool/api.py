@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -100,6 +100,7 @@ def snapshot(
     graph: bool | None = None,
     values: str | None = None,
     native: bool | None = None,
+    inventory: Collection[str] | None = None,
     clone: CloneMode | None = None,
     keep: Callable[[Capture], None] | None = None,
 ) -> Snapshot:
@@ -110,6 +111,7 @@ def snapshot(
     ``values``, the name of a type, shows examples of it, shortened and without secrets (``"heap_values"``).
     ``graph`` finds out what each type, module and large container keeps (``"heap_retained"``).
     ``native`` reads the heap of the C library (``"native_heap"`` and others); without it as ``heap`` says.
+    ``inventory`` names the parts of ``diagtool.inventory`` that are taken; without it all are.
     ``clone``: see :func:`capture`; without it "auto" where the heap is looked at, else "never". ``keep`` is
     given the capture when it is decoded, before it is closed; its memory knows what was read for that.
     Raises TargetError (``diagtool.capture.errors``), or StoreError for a .diag file.
@@ -119,6 +121,7 @@ def snapshot(
         return store.load(os.fspath(target))  # type: ignore[arg-type]  # an int is live
     if kind == "evidence":
         return read_evidence(os.fspath(target))  # type: ignore[arg-type]
+    from diagtool.inventory import add_inventory
     from diagtool.runtimes.decode import decode
 
     native = heap if native is None else native
@@ -128,6 +131,7 @@ def snapshot(
             captured.memory.watch()
         try:
             snap = decode(captured, heap=heap, why=why, graph=graph, values=values, native=native)
+            add_inventory(captured, snap, inventory)
         except TargetError as error:
             # What was missing when it was opened, a core cut off, say, is most likely why.
             if captured.warnings:

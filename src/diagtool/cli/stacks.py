@@ -64,7 +64,7 @@ def command(
     from diagtool.report import stacks, terminal
     from diagtool.report.tree import await_tree
 
-    resolved = resolve(target, exe=exe, sysroot=sysroot, output=output)
+    resolved = resolve(target, exe=exe, sysroot=sysroot, output=output, inventory=())
     snap = resolved.snapshot
     report = find_leaks([snap], templates=known_templates(None), min_count=None)
     if output_format == "json":

@@ -15,7 +15,7 @@ from diagtool.report.sources import Sources
 from diagtool.snapshot.model import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from diagtool.capture.image import CloneMode
     from diagtool.capture.model import Capture
@@ -42,6 +42,7 @@ def resolve(
     graph: bool | None = None,
     values: str | None = None,
     native: bool | None = None,
+    inventory: Collection[str] | None = None,
     clone: CloneMode | None = None,
     keep: Callable[[Capture], None] | None = None,
 ) -> Resolved:
@@ -50,7 +51,8 @@ def resolve(
     ``graph``: with what types, modules and containers keep; False: without looking for garbage.
     ``values``: with examples of objects of types of this name.
 
-    ``native``: with the heap of the C library; without it as ``heap`` says. Raises TargetError or StoreError.
+    ``native``: with the heap of the C library; without it as ``heap`` says. ``inventory``: the parts of
+    ``diagtool.inventory`` that are taken; without it all. Raises TargetError or StoreError.
     ``keep`` is given the capture when it is decoded.
     ``output`` is where the result will be written: never in the place of a core, of which there is one only.
     """
@@ -67,6 +69,7 @@ def resolve(
             graph=graph,
             values=values,
             native=native,
+            inventory=inventory,
             clone=clone,
             keep=keep,
         )
