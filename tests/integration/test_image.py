@@ -66,9 +66,14 @@ STEPS = {
     "registers back": ("ptrace", "detach", 3),
     "let go": ("steer", "get_registers", 2),
     "files": ("steer", "to_syscall", 5),
+    "handlers": ("dispositions", "ask_image", 1),
+    "first handler": ("steer", "to_syscall", 6),
+    "in a handler's call": ("steer", "to_syscall", 7),
+    "behind it": ("steer", "get_registers", 5),
+    "alternate stack": ("dispositions", "AlternateStack", 1),
     "image": ("image", "FrozenMemory", 1),
     "closing": ("reap", "in_target", 1),
-    "reaping": ("steer", "to_syscall", 6),
+    "reaping": ("inject", "Injection.make", 2),
 }
 
 

@@ -21,11 +21,12 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from diagtool.capture import inject, plan, procfs, ptrace, reap, room, steer
-from diagtool.capture.errors import TargetError
+from diagtool.capture import dispositions, inject, plan, procfs, ptrace, reap, room, steer
+from diagtool.capture.errors import NoSuchTarget, TargetError
 from diagtool.capture.gadgets import Gadgets, find_gadgets
 from diagtool.capture.inject import CLONE, CLOSE_RANGE, EXIT_GROUP, WAIT4, Injection, Place, Refused
 from diagtool.capture.model import REGISTERS_X86_64
+from diagtool.capture.signals import Signals
 from diagtool.capture.stop import Preparation, Stop, Stopped, carried_out, steps
 
 __all__ = ["Image", "Refused", "obstacle", "take_image"]
@@ -57,6 +58,7 @@ class Image:
     inner: int
     gadgets: Gadgets
     last_resort: bool
+    signals: Signals = field(default_factory=Signals)  # that it has inherited
     _release: threading.Event = field(default_factory=threading.Event, repr=False)
     _gone: threading.Event = field(default_factory=threading.Event, repr=False)
 
@@ -125,7 +127,10 @@ def take_image(
         if stop.child and stop.gone.wait(_PATIENCE):
             reap.in_target(prepared.pid, reap.leftovers(prepared.pid), gadgets, last_resort)
         raise
-    image = Image(prepared.pid, stop.child, stop.inner, gadgets, last_resort, stop.release, stop.gone)
+    image = Image(
+        *(prepared.pid, stop.child, stop.inner, gadgets, last_resort),
+        *(stop.signals, stop.release, stop.gone),
+    )
     atexit.register(image.close)
     # Should memory become scarce, this is what the kernel ends first.
     with suppress(OSError):
@@ -145,6 +150,7 @@ class _ImageStop(Stop):
         self.child = 0
         self.inner = 0
         self.vectors: dict[int, bytes] = {}
+        self.signals = Signals()
         self.release = threading.Event()
         self.gone = threading.Event()
         self._gadgets = gadgets
@@ -192,6 +198,7 @@ class _ImageStop(Stop):
             raise Refused(_ERRORS.get(-result, os.strerror(-result).lower()))
         self.inner = result
         self._take_files()
+        self._ask_for_signals(place)
         return Stopped(
             tids=tids,
             registers={tid: tuple(words) for tid, words in zip(tids, values, strict=True)},
@@ -217,9 +224,23 @@ class _ImageStop(Stop):
 
     # The child's own: an empty table of files, in place of the one that it shares with the target.
     def _take_files(self) -> None:
+        result = self._call(CLOSE_RANGE, (0, _ALL_FILES, _CLOSE_RANGE_UNSHARE))
+        if result:
+            raise Refused(f"its files stay shared with the image: {os.strerror(-result).lower()}")
+
+    # Nobody waits for it: the target runs. An image that is ended meanwhile is missed where it is read.
+    def _ask_for_signals(self, place: Place) -> None:
+        room = place.frames.own  # what the target needs there the child does not
+        try:
+            self.signals = dispositions.ask_image(self.child, place.tid, self._gadgets, room, self._call)
+        except (NoSuchTarget, OSError) as error:
+            self.signals.why_not = f"its image could not be asked ({error})"
+
+    # One system call of the child, from its begin to its end: it never gets any further.
+    def _call(self, number: int, arguments: tuple[int, ...]) -> int:
         words = dict(zip(REGISTERS_X86_64, steer.get_registers(self.child), strict=True))
-        words.update(rip=self._gadgets.call, rax=CLOSE_RANGE, orig_rax=(1 << 64) - 1)
-        words.update(rdi=0, rsi=_ALL_FILES, rdx=_CLOSE_RANGE_UNSHARE)
+        words.update(rip=self._gadgets.call, rax=number, orig_rax=(1 << 64) - 1)
+        words.update(zip(("rdi", "rsi", "rdx", "r10"), (*arguments, 0, 0, 0, 0)[:4], strict=True))
         steer.set_registers(self.child, list(words.values()))
         stops = 0
         while stops < 2:
@@ -230,8 +251,7 @@ class _ImageStop(Stop):
             elif event.signal:
                 raise TargetError(f"the image met signal {event.signal}")
         result = steer.get_registers(self.child)[REGISTERS_X86_64.index("rax")]
-        if result:
-            raise Refused(f"its files stay shared with the image: {os.strerror((1 << 64) - result).lower()}")
+        return result - (1 << 64) if result >> 63 else result
 
 
 # Kill the child and take notice of its end, as its tracer. It stays a zombie until the target takes notice.

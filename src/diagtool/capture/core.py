@@ -112,6 +112,7 @@ def open_core(
             memory=memory,
             warnings=warnings,
             missing=missing_bytes(ranges) + notes.left_out,
+            signals=notes.signals,
             _closers=list(closers),
         )
     except BaseException:

@@ -19,11 +19,13 @@ from diagtool.capture.notes import (
     NT_PRPSINFO,
     NT_PRSTATUS,
     NT_SIGINFO,
+    NT_SIGNALS,
     OURS,
 )
 from diagtool.capture.plan import is_anonymous
+from diagtool.capture.signals import Signals, pack
 
-__all__ = ["core_notes", "left_out_note"]
+__all__ = ["core_notes", "left_out_note", "status_note"]
 
 _NT_FPREGSET, _NT_X86_XSTATE = 2, 0x202
 _FXSAVE = 512  # bytes of the legacy part of NT_X86_XSTATE, which is NT_FPREGSET
@@ -35,7 +37,7 @@ def core_notes(capture: Capture) -> bytes:
     threads = [thread for thread in capture.threads if thread.registers]
     out = []
     for number, thread in enumerate(threads):
-        out.append(_note(b"CORE", NT_PRSTATUS, _prstatus(thread)))
+        out.append(status_note(thread, capture.signals))
         if number == 0:
             out.append(_note(b"CORE", NT_PRPSINFO, _prpsinfo(capture)))
             out.append(_note(b"CORE", NT_SIGINFO, bytes(128)))
@@ -45,7 +47,13 @@ def core_notes(capture: Capture) -> bytes:
         if thread.vectors:
             out.append(_note(b"CORE", _NT_FPREGSET, thread.vectors[:_FXSAVE]))
             out.append(_note(b"LINUX", _NT_X86_XSTATE, thread.vectors))
+    out.append(_note(OURS, NT_SIGNALS, pack(_as_inside(capture))))
     return b"".join(out)
+
+
+def status_note(thread: CapturedThread, signals: Signals | None = None) -> bytes:
+    """NT_PRSTATUS of a thread that has registers."""
+    return _note(b"CORE", NT_PRSTATUS, _prstatus(thread, signals or Signals()))
 
 
 def left_out_note(size: int) -> bytes:
@@ -59,10 +67,20 @@ def _note(name: bytes, kind: int, data: bytes) -> bytes:
     return head + name + bytes(-len(name) % 4) + data + bytes(-len(data) % 4)
 
 
-def _prstatus(thread: CapturedThread) -> bytes:
+# Threads by the numbers that the other notes have.
+def _as_inside(capture: Capture) -> Signals:
+    numbers = {thread.tid: thread.ns_tid or thread.tid for thread in capture.threads}
+    known = capture.signals
+    stacks = {numbers.get(tid, tid): stack for tid, stack in known.stacks.items()}
+    return Signals(known.masks, known.actions, stacks)
+
+
+def _prstatus(thread: CapturedThread, signals: Signals) -> bytes:
+    pending = signals.masks.thread_pending.get(thread.tid, 0)
+    blocked = signals.masks.blocked.get(thread.tid, 0)
     seconds, fraction = divmod(thread.cpu_seconds or 0.0, 1.0)
     times = (int(seconds), int(fraction * 1e6), 0, 0, 0, 0, 0, 0)
-    head = struct.pack("<3ih2xQQ4i", 0, 0, 0, 0, 0, 0, thread.ns_tid or thread.tid, 0, 0, 0)
+    head = struct.pack("<3ih2xQQ4i", 0, 0, 0, 0, pending, blocked, thread.ns_tid or thread.tid, 0, 0, 0)
     words = [thread.registers[name] for name in REGISTERS_X86_64]
     return head + struct.pack("<8q", *times) + struct.pack("<27Q", *words) + struct.pack("<i4x", 1)
 

@@ -32,6 +32,8 @@ from diagtool.capture.modules import modules_from_mappings
 from diagtool.capture.residency import Residency
 from diagtool.capture.restarted import CODE, RESTART_SYSCALL, restarted_syscall
 from diagtool.capture.room import headroom, resident_bytes
+from diagtool.capture.signalmasks import read_masks
+from diagtool.capture.signals import Signals
 from diagtool.capture.stop import Preparation, Stopped, stop_and_copy
 from diagtool.capture.syscalls import blocked_syscall
 from diagtool.capture.vmread import MemoryReader
@@ -43,6 +45,7 @@ MAX_COPY = 512 << 20  # bytes copied in the stop, at most
 #: Given the mappings before the stop, address ranges to copy that would not be otherwise.
 ExtraPages = Callable[[Sequence[Mapping]], Sequence[tuple[int, int]]]
 
+_NOT_ASKED = "only a copy-on-write image of the process can be asked for them, and none was made"
 _MADV_POPULATE_WRITE = 23  # Linux 5.14, include/uapi/asm-generic/mman-common.h
 _HUGE_PAGE = 2 << 20
 _SLACK = 8 << 20  # bytes of room for what the target allocates between the look and the stop
@@ -140,6 +143,8 @@ def _capture_image(pid: int, reader: MemoryReader, last_resort: bool, vectors: b
         frozen = image.FrozenMemory(prepared, stopped, child)
         capture = about.capture(stopped)
         capture.image, capture.image_pid = True, child.pid
+        about.signals.actions, about.signals.stacks = child.signals.actions, child.signals.stacks
+        about.signals.why_not = child.signals.why_not
         about.complete(capture, stopped, frozen.address_space(capture))
     except OSError as error:
         child.close()
@@ -161,7 +166,9 @@ class _About:
         self.warnings: list[str] = []
         self.process = procfs.read_process(pid)
         self.process.children = Children(pid)
+        self.links = read_links(pid)[0]
         self.threads = {tid: procfs.read_thread(pid, tid) for tid in procfs.task_ids(pid)}
+        self.signals = Signals(read_masks(pid), why_not=_NOT_ASKED)
 
     def capture(self, stopped: Stopped) -> Capture:
         """A capture, without memory yet."""
@@ -178,6 +185,7 @@ class _About:
             pause_ms=stopped.pause_seconds * 1e3,
             warnings=self.warnings,
             left_out=stopped.layout.left_out,
+            signals=self.signals,
         )
 
     def complete(self, capture: Capture, stopped: Stopped, memory: AddressSpace) -> None:

@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
+from diagtool.capture.signals import Signals
+
 if TYPE_CHECKING:
     from diagtool.capture.children import Children
+    from diagtool.capture.descriptors import Descriptor
     from diagtool.capture.memory import AddressSpace
     from diagtool.capture.modules import Module
 
@@ -111,6 +114,8 @@ class Capture:
     #: close().
     image: bool = False
     image_pid: int = 0  # the process that the image is, while it is there
+    #: Signals: dispositions, masks (of a process just before the stop), and what ended it (cores).
+    signals: Signals = field(default_factory=Signals)
     #: What one decoder found and another one asks for again, by its name.
     found: dict[str, object] = field(default_factory=dict, repr=False)
     _closers: list[object] = field(default_factory=list, repr=False)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from diagtool.capture.elf import EM_AARCH64, EM_X86_64, Data, Note
 from diagtool.capture.model import REGISTERS_X86_64, CapturedThread
 from diagtool.capture.procfs import parse_auxv
+from diagtool.capture.signals import Signals, parse_siginfo, unpack
 from diagtool.capture.syscalls import blocked_syscall
 
 __all__ = [
@@ -30,7 +31,8 @@ __all__ = [
 
 NT_PRSTATUS, NT_PRPSINFO, NT_AUXV = 1, 3, 6
 NT_SIGINFO, NT_FILE = 0x53494749, 0x46494C45
-OURS, NT_LEFT_OUT = b"DIAGTOOL", 1  # a slim core (slimcore.py): bytes that were left out, one 64-bit word
+#: Ours. 1: bytes that a slim core left out (slimcore.py), one 64-bit word; 2: signals.pack()
+OURS, NT_LEFT_OUT, NT_SIGNALS = b"DIAGTOOL", 1, 2
 AT_PHDR, AT_ENTRY, AT_RANDOM, AT_EXECFN, AT_SYSINFO_EHDR = 3, 9, 25, 31, 33  # include/uapi/linux/auxvec.h
 
 #: Order of user_pt_regs (arch/arm64/include/uapi/asm/ptrace.h).
@@ -41,6 +43,7 @@ _PRSTATUS_REGISTERS = 112  # offset of pr_reg
 _PRPSINFO = struct.Struct("<4b4xQ2I4i16s80s")
 # Signals that dump core (signal(7)) but SIGTRAP: gcore's own stop shows as SIGSTOP or SIGTRAP.
 _DUMPS = {3, 4, 6, 7, 8, 11, 24, 25, 31}
+_NO_HANDLERS = "no core holds them, unless `diagtool core` wrote it from an image"
 _MAX_FILES = 1 << 20
 _MAX_PAGE = 1 << 21
 
@@ -71,6 +74,7 @@ class CoreNotes:
     files: list[FileNote] = field(default_factory=list)
     has_file_note: bool = False
     left_out: int = 0  # bytes of memory that the writer of a slim core left out
+    signals: Signals = field(default_factory=lambda: Signals(why_not=_NO_HANDLERS))
 
 
 def read_notes(data: Data, notes: list[Note], machine: int, warnings: list[str]) -> CoreNotes:
@@ -79,10 +83,15 @@ def read_notes(data: Data, notes: list[Note], machine: int, warnings: list[str])
     seen: set[int] = set()
     doubles = cut = 0
     siginfo: int | None = None
+    blocked: dict[int, tuple[int, int]] = {}
+    ours = False
     for note in notes:
         if note.name == OURS and note.type == NT_LEFT_OUT:
             word = data[note.start : min(note.end, note.start + 8)]
             out.left_out = min(int.from_bytes(word, "little"), 1 << 62)
+        if note.name == OURS and note.type == NT_SIGNALS:
+            unpack(bytes(data[note.start : min(note.end, note.start + _limit(note.type))]), out.signals)
+            ours = True
         if note.name != b"CORE":
             continue
         raw = data[note.start : min(note.end, note.start + _limit(note.type))]
@@ -98,10 +107,13 @@ def read_notes(data: Data, notes: list[Note], machine: int, warnings: list[str])
                     out.signal = signal or None
                 seen.add(thread.tid)
                 out.threads.append(thread)
+                # struct elf_prstatus: pr_sigpend, pr_sighold
+                blocked[thread.tid] = struct.unpack_from("<2Q", raw, 16)
         elif note.type == NT_PRPSINFO and out.pid is None and len(raw) >= _PRPSINFO.size:
             _process(raw, out)
         elif note.type == NT_SIGINFO and siginfo is None and len(raw) >= 4:
             siginfo = int.from_bytes(raw[:4], "little", signed=True)
+            out.signals.info = parse_siginfo(bytes(raw))
         elif note.type == NT_AUXV and not out.auxv:
             out.auxv_bytes, out.auxv = raw, parse_auxv(raw)
         elif note.type == NT_FILE and not out.has_file_note:
@@ -113,6 +125,12 @@ def read_notes(data: Data, notes: list[Note], machine: int, warnings: list[str])
         warnings.append(f"{cut} thread(s) of the core are left out: their notes are too short")
     if doubles:
         warnings.append(f"{doubles} thread note(s) of the core are left out: their thread ids come twice")
+    # gcore writes zeros where it knows nothing.
+    if ours or any(thread.cpu_seconds for thread in out.threads):
+        out.signals.masks.thread_pending = {tid: words[0] for tid, words in blocked.items()}
+        out.signals.masks.blocked = {tid: words[1] for tid, words in blocked.items()}
+    if out.signals.actions is not None:
+        out.signals.why_not = ""
     if not any(thread.cpu_seconds for thread in out.threads):
         for thread in out.threads:  # gcore writes zeros: that is "unknown", not "did nothing"
             thread.cpu_seconds = None
