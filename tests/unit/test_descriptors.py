@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from diagtool.capture.descriptors import _details, parse_inet, parse_unix
+from diagtool.capture.descriptors import _details
+from diagtool.capture.sockets import Socket, parse_inet, parse_unix
 
 pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="the tables below are little-endian")
 
@@ -19,31 +20,35 @@ TCP = HEADER + (
     b"   4: nonsense nonsense 08 00000000:00000000 00:00000000 00000000  0  0 2113 1 0 20\n"
     b"   5: 0100\n"
 )
-ALL = {b"2107", b"2110", b"2111", b"2112", b"2113"}
+ALL = {2107, 2110, 2111, 2112, 2113}
+
+
+def texts(sockets: dict[int, Socket]) -> dict[int, str]:
+    return {inode: socket.text for inode, socket in sockets.items()}
 
 
 def test_tcp() -> None:
-    assert parse_inet(TCP, ALL, tcp=True) == {
-        b"2107": "127.0.0.1:8080 LISTEN",
-        b"2110": "127.0.0.1:8080 -> 127.0.0.1:50110 ESTABLISHED",
-        b"2111": "127.0.0.1:50110 -> 127.0.0.1:8080 CLOSE_WAIT",
-        b"2112": "127.0.0.1:50110 -> 127.0.0.1:8080 255",
+    assert texts(parse_inet(TCP, ALL, tcp=True)) == {
+        2107: "127.0.0.1:8080 LISTEN",
+        2110: "127.0.0.1:8080 -> 127.0.0.1:50110 ESTABLISHED",
+        2111: "127.0.0.1:50110 -> 127.0.0.1:8080 CLOSE_WAIT",
+        2112: "127.0.0.1:50110 -> 127.0.0.1:8080 255",
     }
 
 
 def test_only_those_that_are_wanted() -> None:
-    assert list(parse_inet(TCP, {b"2110", b"5"}, tcp=True)) == [b"2110"]
+    assert list(parse_inet(TCP, {2110, 5}, tcp=True)) == [2110]
 
 
 def test_a_peer_on_a_port_that_ends_in_zero_is_a_peer() -> None:
     text = HEADER + b"0: 0100007F:C3BE 0100007F:1F40 01 0:0 0:0 0 0 0 7 1\n"
-    assert parse_inet(text, {b"7"}, tcp=True) == {b"7": "127.0.0.1:50110 -> 127.0.0.1:8000 ESTABLISHED"}
+    assert texts(parse_inet(text, {7}, tcp=True)) == {7: "127.0.0.1:50110 -> 127.0.0.1:8000 ESTABLISHED"}
 
 
 def test_udp_over_ipv6() -> None:
     local, any_address = b"00000000000000000000000001000000", b"0" * 32
     text = HEADER + b"0: " + local + b":0035 " + any_address + b":0000 07 0:0 0:0 0 0 0 9 2 0\n"
-    assert parse_inet(text, {b"9"}, tcp=False) == {b"9": "udp [::1]:53"}
+    assert texts(parse_inet(text, {9}, tcp=False)) == {9: "udp [::1]:53"}
 
 
 def test_unix() -> None:
@@ -54,10 +59,10 @@ def test_unix() -> None:
         b"0000000000000000: 00000003 00000000 00000000 0001 03 13 @abstract\n"
         b"garbage\n"
     )
-    assert parse_unix(text, {b"11", b"12", b"13"}) == {
-        b"11": "unix /run/with space.sock LISTEN",
-        b"12": "unix",
-        b"13": "unix @abstract",
+    assert texts(parse_unix(text, {11, 12, 13})) == {
+        11: "unix /run/with space.sock LISTEN",
+        12: "unix",
+        13: "unix @abstract",
     }
 
 

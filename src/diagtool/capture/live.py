@@ -19,7 +19,7 @@ import numpy as np
 from diagtool.capture import access, clone, image, plan, processors, procfs
 from diagtool.capture.bigbuffers import big_buffers
 from diagtool.capture.children import Children
-from diagtool.capture.descriptors import read_descriptors
+from diagtool.capture.descriptors import read_descriptors, read_links, texts
 from diagtool.capture.errors import NotSupported
 from diagtool.capture.hold import Asleep
 from diagtool.capture.image import CloneMode
@@ -198,7 +198,8 @@ class _About:
         files = ModuleFiles(capture.mappings, memory.try_read, _finder(self.pid), self.warnings)
         capture._closers.append(files)
         capture.modules = modules_from_mappings(capture.mappings, memory, files, self.warnings)
-        capture.fds, notes = read_descriptors(self.pid)
+        capture.descriptors, notes = read_descriptors(self.pid, self.links)
+        capture.fds = texts(capture.descriptors)
         self.warnings.extend(notes)
         _warn(capture, stopped)
 

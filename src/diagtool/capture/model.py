@@ -98,6 +98,8 @@ class Capture:
     warnings: list[str] = field(default_factory=list)
     #: fd -> what it is ("socket:[123] 127.0.0.1:80 -> 127.0.0.1:5000 ESTABLISHED", a path …); empty for cores
     fds: dict[int, str] = field(default_factory=dict)
+    #: The same in parts; empty for cores.
+    descriptors: list[Descriptor] = field(default_factory=list)
     #: Ranges of writable memory that were not copied in the stop, for want of room: read when asked for.
     left_out: list[tuple[int, int]] = field(default_factory=list)
     #: Insides of big buffers that were not copied in the stop, on purpose: read when asked for.

@@ -14,16 +14,24 @@ from diagtool.capture.memory import MemoryFault
 from diagtool.capture.model import Capture
 from diagtool.snapshot.model import Snapshot
 
-__all__ = ["PARTS", "add_inventory"]
+__all__ = ["ON_REQUEST", "PARTS", "add_inventory"]
 
 #: Name of a part, and what it is about in words. Its module is ``diagtool.inventory.NAME``.
-PARTS: dict[str, str] = {}
+PARTS: dict[str, str] = {
+    "fds": "open files",
+}
+
+#: Parts that are taken only where they are named, after the others.
+ON_REQUEST: dict[str, str] = {
+    "peers": "the other ends of pipes and sockets",
+}
 
 
 def add_inventory(capture: Capture, snapshot: Snapshot, parts: Collection[str] | None = None) -> None:
-    """Add tables of ``parts`` (of all without it). What one of them can't read becomes a warning."""
-    for name in PARTS if parts is None else [p for p in PARTS if p in parts]:
+    """Add tables of ``parts`` (of all of PARTS without it). What one of them can't read becomes a warning."""
+    known = {**PARTS, **ON_REQUEST}
+    for name in PARTS if parts is None else [p for p in known if p in parts]:
         try:
             import_module(f"diagtool.inventory.{name}").add(capture, snapshot)
         except (MemoryFault, OSError) as error:
-            snapshot.warnings.append(f"{PARTS[name]} could not be read: {error}")
+            snapshot.warnings.append(f"{known[name]} could not be read: {error}")

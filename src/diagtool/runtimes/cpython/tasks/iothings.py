@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from diagtool.capture.memory import U64
 from diagtool.runtimes.cpython.context import Context
-from diagtool.runtimes.cpython.tasks.uvloops import field_of_kind, transport_fds
+from diagtool.runtimes.cpython.tasks.uvloops import UV_PLAIN, field_of_kind, transport_fds
 
-__all__ = ("read_processes", "read_servers", "read_sockets", "read_streams")
+__all__ = ("read_processes", "read_servers", "read_sockets", "read_streams", "socket_addresses")
 
 State = dict[str, Any]
 
@@ -26,12 +26,6 @@ _LISTENING = re.compile(r"(\S+):(\d+) LISTEN")
 _MAX_SOCKETS = 16  # of one server
 
 _UV_SERVERS = ("uvloop.loop.Server", "Server")
-_UV_PLAIN = (
-    "uvloop.loop.TCPTransport",
-    "uvloop.loop.UnixTransport",
-    "uvloop.loop.ReadUnixTransport",
-    "uvloop.loop.WriteUnixTransport",
-)
 
 _0 = np.uint64(0)
 
@@ -41,7 +35,7 @@ def read_streams(ctx: Context, things: U64) -> tuple[list[State], list[str]]:
     transports = _unwrapped(ctx, ctx.vectors.attribute(things, "_transport"))
     fds, server = _of_transports(ctx, transports)
     extra = ctx.vectors.attribute(transports, "_extra")
-    local, peer = (_addresses(ctx, ctx.vectors.dict_values(extra, k)) for k in ("sockname", "peername"))
+    local, peer = (socket_addresses(ctx, ctx.vectors.dict_values(extra, k)) for k in ("sockname", "peername"))
     buffered = ctx.vectors.sizes(ctx.vectors.attribute(things, "_buffer")).tolist()
     states, details = [], []
     ports = _ports(ctx)
@@ -132,7 +126,7 @@ def _unwrapped(ctx: Context, transports: U64) -> U64:
             out[rows] = ctx.vectors.attribute(protocols, "_transport")
         elif kind == "uvloop.loop._SSLProtocolTransport":
             protocols = field_of_kind(ctx, transports[rows], "uvloop.loop.SSLProtocol")
-            out[rows] = field_of_kind(ctx, protocols, *_UV_PLAIN)
+            out[rows] = field_of_kind(ctx, protocols, *UV_PLAIN)
     return out
 
 
@@ -143,7 +137,7 @@ def _of_transports(ctx: Context, transports: U64) -> tuple[NDArray[np.int64], ND
     server = np.full(len(transports), -1, np.int64)
     for kind, rows in _groups(ctx, transports):
         group = transports[rows]
-        if kind in _UV_PLAIN:
+        if kind in UV_PLAIN:
             fds[rows] = transport_fds(ctx, group)
             server[rows] = field_of_kind(ctx, group, *_UV_SERVERS) != 0
         elif kind:
@@ -183,7 +177,7 @@ def _ports(ctx: Context) -> frozenset[str]:
     return frozenset(m[2] for d in ctx.capture.fds.values() if (m := _LISTENING.search(d)))
 
 
-def _addresses(ctx: Context, values: U64) -> list[str]:
+def socket_addresses(ctx: Context, values: U64) -> list[str]:
     """Socket addresses as "host:port" or a path; "" for what is neither."""
     v = ctx.vectors
     kinds = v.kinds(values)

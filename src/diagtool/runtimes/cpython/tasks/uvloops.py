@@ -16,9 +16,25 @@ from numpy.typing import NDArray
 from diagtool.capture.memory import U64, MemoryFault
 from diagtool.runtimes.cpython.context import Context
 
-__all__ = ("UvLoop", "UvTimers", "field_of_kind", "is_uvloop", "read_loop", "read_timers", "transport_fds")
+__all__ = (
+    "UV_PLAIN",
+    "UvLoop",
+    "UvTimers",
+    "field_of_kind",
+    "is_uvloop",
+    "read_loop",
+    "read_timers",
+    "transport_fds",
+)
 
 TIMER_KIND = "uvloop.loop.TimerHandle"
+#: Transports that are streams of libuv themselves.
+UV_PLAIN = (
+    "uvloop.loop.TCPTransport",
+    "uvloop.loop.UnixTransport",
+    "uvloop.loop.ReadUnixTransport",
+    "uvloop.loop.WriteUnixTransport",
+)
 _FIRST, _LAST = 16, 160  # bytes of an object that are looked through
 _LOOP_END = 512  # of a loop, up to its receive buffer
 

@@ -15,6 +15,7 @@ from diagtool.runtimes.cpython.heap.details.arrays import add_array_views
 from diagtool.runtimes.cpython.heap.details.caches import add_caches
 from diagtool.runtimes.cpython.heap.details.debugmode import add_debug_mode
 from diagtool.runtimes.cpython.heap.details.exceptions import add_exceptions
+from diagtool.runtimes.cpython.heap.details.fdowners import add_fd_owners
 from diagtool.runtimes.cpython.heap.details.foreign import add_foreign
 from diagtool.runtimes.cpython.heap.details.registries import add_registries
 from diagtool.runtimes.cpython.heap.details.strings import add_interned
@@ -31,6 +32,7 @@ _ADDERS: dict[str, _Adder] = {
     "views of arrays": add_array_views,
     "asyncio's debug mode": add_debug_mode,
     "callbacks and handles of C code": add_foreign,
+    "owners of open files": add_fd_owners,
 }
 
 
