@@ -131,7 +131,8 @@ def stacks(pattern: StackPattern) -> str:
 
 def when(template: Template, rule: Rule) -> str:
     """What must hold for a verdict, in words."""
-    unit = "objects" if template.kind == "table" else f"{template.kind}s"
+    counted = getattr(template.match, "unit", template.kind)
+    unit = "objects" if counted == "block" else f"{counted}s"
     parts = [f"{rule.min_count} or more {unit}" if rule.min_count > 1 else f"any such {unit[:-1]}"]
     held = (*rule.thing, *rule.stack, *rule.group)
     if held:

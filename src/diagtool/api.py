@@ -123,6 +123,7 @@ def snapshot(
         return read_evidence(os.fspath(target))  # type: ignore[arg-type]
     from diagtool.inventory import add_inventory
     from diagtool.runtimes.decode import decode
+    from diagtool.runtimes.nativethreads import add_native_threads
 
     native = heap if native is None else native
     mode = clone or ("auto" if heap or native or why is not None else "never")
@@ -131,6 +132,8 @@ def snapshot(
             captured.memory.watch()
         try:
             snap = decode(captured, heap=heap, why=why, graph=graph, values=values, native=native)
+            if inventory is None or inventory:
+                add_native_threads(captured, snap)
             add_inventory(captured, snap, inventory)
         except TargetError as error:
             # What was missing when it was opened, a core cut off, say, is most likely why.

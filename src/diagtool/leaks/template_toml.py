@@ -28,7 +28,7 @@ SERIES_FACTS = "snapshots persisted grew growth age_seconds".split()
 THING_FACTS = "address type detail references from_waiters exclusive held_by waiters".split()
 
 #: What became of what rows of tables count.
-FATES = ("kept", "lost")
+FATES = ("kept", "lost", "running")
 
 GROUPINGS = ("place", "thing", "owner", "executor", "all")
 SAME = ("process", "thing", "loop", "executor")
@@ -221,7 +221,7 @@ def _match(check: _Checker, table: _Table, kind: str) -> StackPattern | TablePat
         where=raw.conditions("where", None),
         count=raw.text("count"),
         group_by=raw.text("group_by"),
-        unit=raw.choice("unit", NO_STACKS, "object"),
+        unit=raw.choice("unit", (*NO_STACKS, "thread"), "object"),
         state=raw.choice("state", FATES, "kept"),
     )
 

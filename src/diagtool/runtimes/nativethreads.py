@@ -1,0 +1,49 @@
+"""Who started each thread, as a table: Python's threads among them, and those that no interpreter knows."""
+
+from __future__ import annotations
+
+from diagtool.capture.model import Capture, CapturedThread
+from diagtool.runtimes.native.starts import thread_starts
+from diagtool.snapshot.model import Snapshot
+
+__all__ = ["add_native_threads"]
+
+_MOST_ROWS = 20_000
+
+
+def add_native_threads(capture: Capture, snapshot: Snapshot) -> None:
+    """Add the table ``native_threads``, a row a thread, of the capture's order.
+
+    ``tid``, ``name``; ``python``: an interpreter knows it; ``library`` (a path) and ``symbol`` of the
+    function that it began with, ``offset`` of this in the library in bytes, ``via`` (what passed it on);
+    ``running``: it ran or was ready to when it was stopped; ``cpu``, the processor that it ran on last;
+    ``cpu_seconds``. All but the first three may be null.
+    """
+    known = {t.tid: t for t in snapshot.threads}
+    rows = []
+    for thread, start in zip(capture.threads, thread_starts(capture), strict=True):
+        info = known.get(thread.tid)
+        module = start.code.module if start.code is not None else None
+        offset = start.code.address - module.bias if module is not None and start.code is not None else None
+        rows.append(
+            {
+                "tid": thread.tid,
+                "name": (info.name if info is not None else thread.comm) or "",
+                "python": info is not None and info.python,
+                "library": module.path.removesuffix(" (deleted)") if module is not None else None,
+                "symbol": start.code.symbol if start.code is not None else None,
+                "offset": offset if offset is not None and offset >= 0 else None,
+                "via": start.via or None,
+                "running": _runs(thread),
+                "cpu": start.cpu,
+                "cpu_seconds": thread.cpu_seconds,
+            }
+        )
+    snapshot.tables["native_threads"] = rows[:_MOST_ROWS]
+
+
+# Who gives up its turn in a loop (sched_yield) runs: so the threads of OpenBLAS wait.
+def _runs(thread: CapturedThread) -> bool | None:
+    if thread.state is not None:
+        return thread.state == "R"
+    return thread.syscall is None if thread.registers else None
