@@ -34,6 +34,7 @@ internal/pycore_tstate.h internal/pycore_lock.h internal/pycore_llist.h internal
 internal/pycore_debug_offsets.h internal/pycore_long.h internal/pycore_unicodeobject.h
 internal/pycore_hashtable.h internal/pycore_pymem.h internal/pycore_tracemalloc.h
 internal/pycore_weakref.h internal/pycore_gil.h internal/pycore_typeobject.h internal/pycore_function.h
+internal/pycore_faulthandler.h
 """.split()
 
 _PRELUDE = r"""

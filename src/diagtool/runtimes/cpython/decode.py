@@ -27,6 +27,7 @@ from diagtool.runtimes.cpython.objects.addresssets import distinct
 from diagtool.runtimes.cpython.objects.reader import Objects
 from diagtool.runtimes.cpython.objects.vectors import Vectors
 from diagtool.runtimes.cpython.runtime import find_runtime
+from diagtool.runtimes.cpython.signalhandlers import add_signals
 from diagtool.runtimes.cpython.tasks import decode as asyncstacks
 from diagtool.runtimes.cpython.threads.decode import decode_threads
 from diagtool.runtimes.cpython.threads.interpreters import Interpreter, read_interpreters, require_type_names
@@ -83,6 +84,7 @@ def _decode(
         census = add_heap(ctx) if heap or why is not None else None
     tasks = asyncstacks.decode_tasks(ctx, interpreters, threads)
     add_greenlets(ctx, interpreters)
+    add_signals(ctx)
     timeouts = ctx.builder.snapshot.tables.setdefault("timeouts", [])
     timeouts += [{"stack": t.row, "left": round(t.time_left, 3)} for t in threads if t.time_left is not None]
     with capture.memory.unwatched():

@@ -29,6 +29,7 @@ from diagtool.runtimes.cpython.heap.details.finalizers import finalizers
 from diagtool.runtimes.cpython.heap.details.loghandlers import handlers, loggers
 from diagtool.runtimes.cpython.heap.details.weakrefs import weak_references
 from diagtool.runtimes.cpython.objects.census import TypeNames
+from diagtool.runtimes.cpython.signalhandlers import signal_table
 from diagtool.runtimes.cpython.threads.interpreters import Interpreter
 
 Row = dict[str, Any]
@@ -151,14 +152,9 @@ def _in_state(ctx: Context, interpreter: Interpreter) -> Iterator[Row]:
 
 
 def _signals(ctx: Context) -> Iterator[Row]:
-    """Functions of ``signal.signal``; up to 3.11 in a variable that only the file's symbol table names."""
-    lay, v = ctx.runtime.layout, ctx.vectors
-    table = 0
-    if "_PyRuntimeState.signals.handlers" in lay:
-        table = ctx.runtime.address + lay["_PyRuntimeState.signals.handlers"]
-    else:
-        symbols = (m.symbol("Handlers") for m in ctx.capture.modules if m.path == ctx.runtime.module)
-        table = next((s for s in symbols if s), 0)
+    """Functions of ``signal.signal``."""
+    v = ctx.vectors
+    table = signal_table(ctx)[0]
     functions = v.words(run(table, _SIGNALS, 16), 8)
     callables = v.are(functions, "function", "method", "builtin_function_or_method", "functools.partial")
     if table:
