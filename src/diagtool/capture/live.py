@@ -17,7 +17,7 @@ from contextlib import suppress
 import numpy as np
 
 from diagtool.capture import access, clone, image, plan, processors, procfs
-from diagtool.capture.bigbuffers import big_buffers
+from diagtool.capture.bigbuffers import LEAST, big_buffers
 from diagtool.capture.children import Children
 from diagtool.capture.descriptors import read_descriptors, read_links, texts
 from diagtool.capture.errors import NotSupported
@@ -239,7 +239,8 @@ def _prepare(
     capacity = min(max_copy, headroom())
     if capacity < max_copy:
         warnings.append(f"little memory is free here: at most {capacity >> 20} MiB are copied in the stop")
-    skipped = big_buffers(order.outside_heap(), residency, reader)
+    # Where little is copied anyway, it is the little that comes first.
+    skipped = big_buffers(order.outside_heap(), residency, reader) if capacity > LEAST else []
     # With a stack pointer that is as good as any: what is first done in the stop takes ten times as long.
     pointers = [m.end - PAGE for m in order.mappings if m.path == "[stack]"]
     layout = plan.choose(order, residency, pointers, capacity, asked, skipped)

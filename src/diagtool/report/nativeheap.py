@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from diagtool.report.checked import checked_rows
 from diagtool.report.terminal import View, about, warnings
 from diagtool.report.text import Line, cells, clean, count, cut, size, wrap
 from diagtool.snapshot.model import Snapshot
@@ -26,7 +27,6 @@ __all__ = ["LIMIT", "document", "has_native", "lines"]
 LIMIT = 10
 
 _JUDGED = "judged"
-_MOST = 1 << 63
 _SIGNIFICANT = 0.2  # share of free memory between blocks from which it is worth a word
 _LEAST_FREE = 1 << 20  # bytes
 
@@ -95,19 +95,6 @@ _COLUMNS: dict[str, dict[str, str]] = {
 }
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST
-
-
-_FITS: dict[str, Callable[[object], bool]] = {
-    "number": _is_number,
-    "address": lambda v: isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1 << 64,
-    "fraction": lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1,
-    "text": lambda v: isinstance(v, str),
-    "flag": lambda v: isinstance(v, bool),
-}
-
-
 def has_native(snapshot: Snapshot) -> bool:
     """Whether the native heap was read when the snapshot was taken."""
     return bool(rows(snapshot, "native_heap"))
@@ -115,21 +102,7 @@ def has_native(snapshot: Snapshot) -> bool:
 
 def rows(snapshot: Snapshot, table: str) -> list[_Row]:
     """The rows of a ``native_*`` table. Those of a file that make no sense are left out."""
-    columns = _COLUMNS[table]
-    found = snapshot.tables.get(table, ())
-    return [{name: row[name] for name in columns} for row in found if _makes_sense(row, columns)]
-
-
-def _makes_sense(row: object, columns: dict[str, str]) -> bool:
-    if not isinstance(row, dict):
-        return False
-    for name, holds in columns.items():
-        if name not in row:
-            return False
-        value = row[name]
-        if not (value is None and holds.endswith("?")) and not _FITS[holds.rstrip("?")](value):
-            return False
-    return True
+    return checked_rows(snapshot, table, _COLUMNS[table])
 
 
 def document(snapshot: Snapshot) -> dict[str, Any] | None:

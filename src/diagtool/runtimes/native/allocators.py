@@ -11,7 +11,7 @@ from diagtool.capture.plan import is_anonymous, is_writable_private
 from diagtool.runtimes.native.memorymap import Ranges, is_libc, less
 from diagtool.runtimes.native.model import ForeignAllocator
 
-__all__ = ["foreign_allocators"]
+__all__ = ["foreign_allocators", "named_allocators"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,16 @@ def foreign_allocators(capture: Capture, taken: Ranges) -> list[ForeignAllocator
                 "musl", musl.path, rest, f"musl's malloc by {_named(musl)}: its blocks are not read"
             )
         )
+    return out
+
+
+def named_allocators(modules: Sequence[Module]) -> list[tuple[str, str]]:
+    """(name, path) of the allocators whose own libraries are mapped; reads no symbols."""
+    out = []
+    for kind in _KINDS:
+        found = next((m for m in modules if _named(m).startswith(kind.files)), None)
+        if found is not None:
+            out.append((kind.name, found.path))
     return out
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "private_memory",
     "sealed",
     "stacks_of",
+    "thread_stacks",
 ]
 
 #: Address ranges [start, end), sorted and disjoint.
@@ -108,7 +109,10 @@ def less(ranges: Ranges, taken: Ranges) -> Ranges:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stack:
+class Stack:
+    """The stack of a thread, from ``low`` to ``high``, and its stack pointer."""
+
+    tid: int
     low: int
     high: int
     pointer: int
@@ -116,6 +120,15 @@ class _Stack:
 
 def stacks_of(capture: Capture) -> tuple[Ranges, Ranges]:
     """(whole stacks, the parts of them that no thread will read again: below the stack pointer)."""
+    stacks = thread_stacks(capture)
+    # Two threads on one stack: neither's dead part is dead for the other one.
+    lows = [s.low for s in stacks]
+    dead = [(s.low, s.pointer - RED_ZONE) for s in stacks if lows.count(s.low) == 1]
+    return merged((s.low, s.high) for s in stacks), merged((a & -PAGE, b & -8) for a, b in dead if a < b)
+
+
+def thread_stacks(capture: Capture) -> list[Stack]:
+    """The stacks that are known, one for each thread with registers."""
     order = MappingOrder(capture.mappings)
     stacks = []
     for thread in capture.threads:
@@ -127,11 +140,8 @@ def stacks_of(capture: Capture) -> tuple[Ranges, Ranges]:
         if found is None and order.is_stack(place):
             found = order.mappings[place].start, order.mappings[place].end
         if found is not None:
-            stacks.append(_Stack(max(found[0], order.mappings[place].start), found[1], pointer))
-    # Two threads on one stack: neither's dead part is dead for the other one.
-    lows = [s.low for s in stacks]
-    dead = [(s.low, s.pointer - RED_ZONE) for s in stacks if lows.count(s.low) == 1]
-    return merged((s.low, s.high) for s in stacks), merged((a & -PAGE, b & -8) for a, b in dead if a < b)
+            stacks.append(Stack(thread.tid, max(found[0], order.mappings[place].start), found[1], pointer))
+    return stacks
 
 
 def without_stack(capture: Capture) -> list[int]:

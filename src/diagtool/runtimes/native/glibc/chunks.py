@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from diagtool.capture.memory import U64, AddressSpace, Mask
 
-__all__ = ["PREV_INUSE", "SIZE_BITS", "Break", "Chunks", "Region", "walk"]
+__all__ = ["PREV_INUSE", "SIZE_BITS", "Break", "Chunks", "Region", "stretch", "walk"]
 
 #: Flags in the size of a chunk: the chunk before it is in use, it has a mapping of its own, non-main arena.
 PREV_INUSE, IS_MMAPPED, NON_MAIN_ARENA = 1, 2, 4
@@ -261,6 +261,20 @@ class _Batch:
         follow = (jump[low:n] != n) & (self.size[low:n] & np.uint64(PREV_INUSE) != 0)
         places = np.flatnonzero(follow)
         return self.start + (low + int(places[0])) * _CELL if len(places) else None
+
+
+def stretch(start: int, size: U64, end: int) -> U64:
+    """The heads of the chunks in a part of a region that ends at ``end``, from the first sure place on.
+
+    ``size`` is the second word of each 16 bytes from ``start``. Whether a chunk is in use says the head after
+    its own; the last one may be none.
+    """
+    batch = _Batch(start, size, end)
+    first = batch.sound(start)
+    if first is None:
+        return size[:0]
+    heads: U64 = batch.size[batch.run((first - start) // _CELL)]
+    return heads
 
 
 def _joined(memory: AddressSpace, runs: list[_Run]) -> Chunks:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from diagtool.capture.memory import PAGE, U64, AddressSpace
 
-__all__ = ["Mapped", "mmapped_chunks"]
+__all__ = ["PLACES", "Mapped", "mmapped_chunks"]
 
-# A chunk lies 16 bytes before an aligned address: where memalign puts it in its first page, or, for pages
-# and more, at the end of one.
-_PLACES = np.array([0, *(2**k - 16 for k in range(5, 13))], dtype=np.uint64)
+#: A chunk lies 16 bytes before an aligned address: where memalign puts it in its first page, or, for pages
+#: and more, at the end of one.
+PLACES = np.array([0, *(2**k - 16 for k in range(5, 13))], dtype=np.uint64)
 _PAGES = 1 << 16  # looked at together
 _LEAST = 4096  # bytes
 
@@ -60,7 +60,7 @@ def mmapped_chunks(memory: AddressSpace, ranges: Sequence[tuple[int, int]]) -> M
 
 
 def _in_pages(memory: AddressSpace, pages: U64, low: int, high: int) -> Mapped:
-    at = (pages[:, None] + _PLACES).reshape(-1)
+    at = (pages[:, None] + PLACES).reshape(-1)
     head, ok = memory.load(at + np.uint64(8))
     some = ok & (head & np.uint64(15) == 2)
     at, size = at[some], head[some] & np.uint64(~7 & (1 << 64) - 1)

@@ -1,0 +1,155 @@
+"""A few bytes at very many places, of a process whose memory was not copied: without whole pages.
+
+What a capture has in memory comes from there. The rest of a live process is read where it is, 16 bytes or so
+at a time, but only of pages that are in memory: to read others would make them real. It is of a moment after
+the stop, so whoever asks must be able to tell what makes no sense.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diagtool.capture.memory import PAGE, U64, Bytes, Mask
+from diagtool.capture.model import Capture
+from diagtool.capture.plan import is_writable_private, without
+from diagtool.capture.residency import Ranges, Residency, runs
+from diagtool.capture.segments import merged
+from diagtool.capture.vmread import IOV_MAX, MemoryReader
+
+__all__ = ["Peek", "overlap", "pages_with_content", "present_pages"]
+
+_PRESENT = "present pages"  # the name of what is found, among a capture's
+_MOST = 1 << 46  # bytes
+_MOST_LOOKED_AT = 1 << 30  # bytes of a core whose pages are looked at
+
+
+class Peek:
+    """``peek(addresses, size)``: (n x size bytes, which of them could be read). Close it."""
+
+    def __init__(self, capture: Capture) -> None:
+        self._memory = capture.memory
+        self._reader: MemoryReader | None = None
+        self._present: Ranges = np.zeros((0, 2), np.uint64)
+        if capture.kind == "live" and not capture.image:
+            try:
+                self._reader = MemoryReader(capture.process.pid)
+                self._present = present_pages(capture)
+                if len(self._present):
+                    self._reader.probe(int(self._present[0, 0]))
+            except OSError:  # it has ended: what was copied is here
+                self.close()
+
+    def close(self) -> None:
+        """Close what is open. What the capture holds can still be read."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def __call__(self, addresses: U64, size: int) -> tuple[Bytes, Mask]:
+        held = self._memory.mapped(addresses, size)
+        data = np.zeros((len(addresses), size), np.uint8)
+        ok: Mask = np.zeros(len(addresses), np.bool_)
+        if held.any():
+            data[held], ok[held] = self._memory.load_block(addresses[held], size)
+        if self._reader is not None and not held.all():
+            rows = np.flatnonzero(~held)
+            rows = rows[_within(self._present, addresses[rows], size)]
+            data[rows], ok[rows] = self._read(addresses[rows], size)
+        return data, ok
+
+    def words(self, addresses: U64) -> tuple[U64, Mask]:
+        """The 64-bit words at the addresses."""
+        data, ok = self(addresses, 8)
+        return np.ascontiguousarray(data).view("<u8")[:, 0].copy(), ok
+
+    def _read(self, addresses: U64, size: int) -> tuple[Bytes, Mask]:
+        assert self._reader is not None
+        data = np.zeros((len(addresses), size), np.uint8)
+        ok: Mask = np.ones(len(addresses), np.bool_)
+        sizes = np.full(len(addresses), size, np.uint64)
+        vectors = np.ascontiguousarray(np.stack([addresses, sizes], axis=1))
+        at = int(data.ctypes.data)
+        for first in range(0, len(addresses), IOV_MAX):
+            part = vectors[first : first + IOV_MAX]
+            try:
+                lost = self._reader.read(part, at + first * size)
+            except OSError:
+                ok[first:] = False
+                break
+            for low, high in lost:
+                rows = slice(first, first + IOV_MAX)
+                ok[rows] &= (addresses[rows] + np.uint64(size) <= low) | (addresses[rows] >= high)
+        # It may be another program by now.
+        if len(addresses) and not self._reader.alive(int(addresses[0])):
+            ok[:] = False
+        return data, ok
+
+
+def present_pages(capture: Capture) -> Ranges:
+    """What of the private writable memory of a live process is in memory now: n x (start, end), sorted."""
+    found = capture.found.get(_PRESENT)
+    if not isinstance(found, np.ndarray):
+        spans = merged((m.start, m.end) for m in capture.mappings if is_writable_private(m))
+        residency = Residency(capture.process.pid)
+        try:
+            found = residency.find(spans, _MOST)[0]
+        finally:
+            residency.close()
+        found = capture.found[_PRESENT] = found[np.argsort(found[:, 0], kind="stable")]
+    return found
+
+
+def pages_with_content(capture: Capture) -> Ranges:
+    """What a core holds of memory and is not empty: n x (start, end), sorted.
+
+    A core has pages that were never touched, as zeros (gcore writes them, the kernel leaves holes). Beyond a
+    gigabyte they are not looked at: what is held counts.
+    """
+    held = merged((s.start, s.end) for s in capture.memory.segments if not s.buffer)  # 0: the core itself
+    room = _MOST_LOOKED_AT
+    found: list[tuple[int, int]] = []
+    looked: list[tuple[int, int]] = []
+    for start, end in sorted(held, key=lambda r: r[1] - r[0]):
+        (looked if end - start <= room else found).append((start, end))
+        room -= min(end - start, room)
+    writable = merged((s.start, s.end) for s in capture.memory.segments if s.writable and not s.buffer)
+    parts: list[Ranges] = [np.zeros((0, 2), np.uint64)]
+    for start, words in capture.memory.blocks(merged(looked)):
+        whole = len(words) // (PAGE // 8)
+        some = words[: whole * (PAGE // 8)].reshape(whole, PAGE // 8).any(axis=1)
+        parts.append(runs(np.asarray(some), start))
+    rest = [*found, *_less(merged(looked), writable)]
+    joined = np.concatenate([*parts, np.array(rest, np.uint64).reshape(-1, 2)])
+    return np.array(merged((a, b) for a, b in joined.tolist()), np.uint64).reshape(-1, 2)
+
+
+# Of sorted, disjoint ranges what is in none of ``taken``.
+def _less(ranges: list[tuple[int, int]], taken: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    left = without(np.array(ranges, np.uint64).reshape(-1, 2), np.array(taken, np.uint64).reshape(-1, 2))
+    return [(a, b) for a, b in left.tolist()]
+
+
+def overlap(present: Ranges, starts: U64, ends: U64) -> U64:
+    """Bytes of each range [start, end) that lie in ``present`` (sorted, disjoint)."""
+    if not len(present):
+        return np.zeros(len(starts), np.uint64)
+    return _below(present, ends) - _below(present, starts)
+
+
+# Bytes of ``present`` below each address.
+def _below(present: Ranges, addresses: U64) -> U64:
+    sizes = present[:, 1] - present[:, 0]
+    before = np.concatenate([np.zeros(1, np.uint64), np.cumsum(sizes, dtype=np.uint64)])
+    at = np.searchsorted(present[:, 0], addresses, side="right")
+    last = np.maximum(at, 1) - 1
+    inside = np.minimum(np.maximum(addresses, present[last, 0]), present[last, 1]) - present[last, 0]
+    total: U64 = np.where(at == 0, np.uint64(0), before[last] + inside)
+    return total
+
+
+def _within(present: Ranges, addresses: U64, size: int) -> Mask:
+    if not len(present):
+        return np.zeros(len(addresses), np.bool_)
+    first, last = addresses & np.uint64(-PAGE & (1 << 64) - 1), addresses + np.uint64(size)
+    good: Mask = overlap(present, first, last) == last - first
+    return good
