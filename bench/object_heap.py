@@ -46,7 +46,7 @@ signal.pause()
 MEASURE = """
 import json, resource, sys, time
 from diagtool.capture.live import capture_live
-from diagtool.runtimes.cpython import decode
+from diagtool.runtimes.cpython.decode import decode
 
 heap, why, graph = {"census": (True, None, False), "why": (False, "Wanted", False),
                     "garbage": (True, None, None), "retained": (True, None, True)}[sys.argv[2]]

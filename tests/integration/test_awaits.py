@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from diagtool.capture.live import capture_live
-from diagtool.runtimes.cpython import decode
+from diagtool.runtimes.cpython.decode import decode
 from diagtool.snapshot.model import Snapshot, Stack
 from fixture_programs import Interpreter, interpreters, launch
 

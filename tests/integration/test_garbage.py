@@ -13,7 +13,7 @@ from diagtool.capture.errors import TargetError
 from diagtool.capture.live import capture_live
 from diagtool.capture.memory import AddressSpace, Segment
 from diagtool.capture.model import Capture
-from diagtool.runtimes.cpython import decode
+from diagtool.runtimes.cpython.decode import decode
 from fixture_programs import FIXTURES, Interpreter, interpreters, launch
 
 Words = NDArray[np.uint64]

@@ -15,7 +15,7 @@ from diagtool.capture.live import capture_live
 from diagtool.leaks import find_leaks
 from diagtool.leaks.model import Finding
 from diagtool.leaks.template import builtin
-from diagtool.runtimes.cpython import decode
+from diagtool.runtimes.cpython.decode import decode
 from diagtool.snapshot.model import Snapshot
 from fixture_programs import FIXTURES, Fixture, FixtureSkipped, Interpreter, Running, interpreters, launch
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from diagtool.capture.live import capture_live
-from diagtool.runtimes.cpython import decode
+from diagtool.runtimes.cpython.decode import decode
 from diagtool.snapshot.model import Snapshot
 from fixture_programs import Interpreter, interpreters, launch
 

@@ -15,7 +15,7 @@ import pytest
 
 from diagtool.capture.core import open_core
 from diagtool.capture.live import capture_live
-from diagtool.runtimes.cpython import decode
+from diagtool.runtimes.cpython.decode import decode
 from diagtool.snapshot.model import Frame, Snapshot, Stack
 from fixture_programs import FIXTURES, Interpreter, all_interpreters, interpreters, launch
 

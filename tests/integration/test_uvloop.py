@@ -11,7 +11,7 @@ import pytest
 
 from diagtool.capture.core import open_core
 from diagtool.capture.live import capture_live
-from diagtool.runtimes.cpython import decode
+from diagtool.runtimes.cpython.decode import decode
 from diagtool.snapshot.model import Snapshot, Stack
 from fixture_programs import Fixture, Interpreter, interpreters, launch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diagtool.capture.errors import NoRuntime, NotSupported
 from diagtool.capture.model import Capture
-from diagtool.runtimes.cpython import decode as decode_cpython
+from diagtool.runtimes.cpython.decode import decode as decode_cpython
 from diagtool.runtimes.cpython.decode import describe
 from diagtool.runtimes.native import native_heap
 from diagtool.snapshot.model import Snapshot

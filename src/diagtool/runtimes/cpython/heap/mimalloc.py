@@ -150,6 +150,20 @@ def find_pages(ctx: Context, ranges: Ranges) -> Pages:
     return pages
 
 
+def segment_figures(ctx: Context, ranges: Ranges) -> tuple[U64, int, int]:
+    """(segments as n x (start, end), bytes of blocks in use, bytes of pages with such blocks).
+
+    Only heads are read: blocks that other threads have given back, and nobody has collected, count as in use.
+    """
+    segments = _segments(ctx, ranges)
+    _, fields, damaged = _read_segments(ctx, segments, _ENTRY)
+    if len(damaged) > len(fields["used"]):
+        fields = _read_segments(ctx, segments, _ENTRY_DEBUG)[1]
+    ends = segments + ctx.vectors.words(segments, _SEGMENT_FIELDS["segment_size"][0])
+    used = np.minimum(fields["used"] * fields["block"], fields["size"])
+    return np.stack([segments, ends], axis=1), int(used.sum()), int(fields["size"].sum())
+
+
 # -- segments -----------------------------------------------------------------------------------------------
 
 
