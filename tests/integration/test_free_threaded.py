@@ -149,7 +149,7 @@ def test_who_keeps_what_and_what_nobody_does(interpreter: Interpreter, mode: str
     lost = {row["type"]: row["unreferenced"] for row in tables["heap_lost"]}
     if mode == "leak":
         assert 1900 <= garbage["__main__.Cycle"] <= 2000  # a few lie on the stack still
-        assert 500 <= lost.pop("__main__.Lost") <= 700  # stale words hide the others
+        assert 600 <= lost.pop("__main__.Lost") <= 700  # what was left in memory in use may hide some
     else:
         assert not garbage
     assert not any(lost.values())

@@ -83,8 +83,8 @@ def test_references_that_an_extension_forgot_are_found(interpreter: Interpreter,
         assert finding.verdict == "likely"
         assert finding.waiting_on is not None
         assert finding.waiting_on.type == "__main__.Record"
-        # Where the interpreter had to compile its library, words that its arenas left hide a third of them.
-        assert 300 <= finding.count <= 600
+        # (A few may be hidden by what others left in memory that is in use.)
+        assert 500 <= finding.count <= 600
         assert finding.bytes is not None
         assert finding.bytes > finding.count * 120  # with the lists and strings that only they keep
         assert "Py_DECREF" in finding.fix
@@ -92,9 +92,8 @@ def test_references_that_an_extension_forgot_are_found(interpreter: Interpreter,
         snapshot = diagtool.snapshot(program.pid, heap=True)
         assert findings(snapshot) == {}  # of one snapshot it says nothing: some modules leave such strings
         lost = next(r for r in snapshot.tables["heap_lost"] if r["type"] == "str")
-        # Where the dict grew its old tables are left, and their words may be references: most are hidden
-        # where the heap was large before, so that nothing of it went back to the kernel.
-        assert 100 <= lost["objects"] <= 3000
+        # Where the dict grew its old tables are left, full of their addresses, in free blocks of malloc.
+        assert 2500 <= lost["objects"] <= 3000
         assert lost["unreferenced"] <= 20
     with launch(extension, interpreter=interpreter, arguments=["none"]) as program:
         assert findings(diagtool.snapshot(program.pid, heap=True)) == {}
@@ -103,7 +102,7 @@ def test_references_that_an_extension_forgot_are_found(interpreter: Interpreter,
 def test_references_that_an_extension_forgot_are_found_in_a_core(extension: Path, tmp_path: Path) -> None:
     with launch(extension, interpreter=interpreters()[0], arguments=["error path"]) as program:
         snapshot = diagtool.snapshot(program.gcore(tmp_path), heap=True)
-    assert 300 <= findings(snapshot)["native-references-lost"].count <= 600
+    assert 500 <= findings(snapshot)["native-references-lost"].count <= 600
 
 
 # -- the collector -----------------------------------------------------------------------------------------

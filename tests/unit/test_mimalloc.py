@@ -13,6 +13,7 @@ from diagtool.capture.model import Capture, ProcessInfo
 from diagtool.runtimes.cpython import layouts
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.frames.codes import Codes
+from diagtool.runtimes.cpython.graph.free import free_in_pages
 from diagtool.runtimes.cpython.heap.mimalloc import COLLECTED, MEMORY, OBJECT, Pages, find_pages
 from diagtool.runtimes.cpython.heap.mimallocobjects import used_blocks
 from diagtool.runtimes.cpython.objects.census import living_without_gil
@@ -130,6 +131,18 @@ def test_blocks_in_use_are_those_of_no_list() -> None:
         assert numbers(pages, 1) == list(range(8))
         assert pages.used.tolist() == [14, 8]
         assert not len(pages.damaged)
+
+
+def test_free_is_what_is_in_no_block_that_is_used() -> None:
+    made = Segments()
+    start = made.page(made.segment(), 64, OBJECT, 10, [1, 2, 7])
+    free = free_in_pages(made.pages())
+    blocks = start + 64 * np.arange(12, dtype=np.uint64)
+    wanted = [False, True, True, False, False, False, False, True, False, False, True, True]
+    assert free.hold(blocks).tolist() == free.hold(blocks + np.uint64(56)).tolist() == wanted
+    assert not free.hold(np.array([BASE - 8, BASE + SEGMENT], np.uint64)).any()
+    made.put(start + 64, "Q", 1 << 20)  # the list leads away: what is free is not sure any more
+    assert not len(free_in_pages(made.pages()).start)
 
 
 def test_a_block_that_another_thread_gave_back_to_a_full_page_is_free() -> None:

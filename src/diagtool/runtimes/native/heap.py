@@ -9,7 +9,7 @@ from diagtool.capture.plan import is_anonymous
 from diagtool.capture.segments import merged
 from diagtool.runtimes.native.allocators import foreign_allocators
 from diagtool.runtimes.native.fetching import Fetched, fetch
-from diagtool.runtimes.native.glibc.heap import GlibcHeap, read_glibc
+from diagtool.runtimes.native.glibc.heap import GlibcHeap
 from diagtool.runtimes.native.groups import grouped
 from diagtool.runtimes.native.memorymap import (
     Ranges,
@@ -29,10 +29,10 @@ from diagtool.runtimes.native.model import (
     SizeClass,
 )
 from diagtool.runtimes.native.reach import Targets, edges_between, mark, pointed_to
+from diagtool.runtimes.native.walked import walked
 
 __all__ = ["native_heap"]
 
-_WALKED = "glibc"  # the name of what is found, among a capture's
 _MOST_GROUPS = 1000  # of unreachable blocks that are told, the largest ones
 # Bytes that a core may lack: the kernel leaves out what is MADV_DONTDUMP, among it the random numbers that
 # glibc 2.41 and later keep for each thread (vgetrandom, 144 bytes a thread): no place for pointers.
@@ -56,7 +56,7 @@ def native_heap(capture: Capture, *, reachability: bool = True) -> NativeHeap:
     private = private_memory(capture.mappings)
     fetched = fetch(capture, private)
     stacks, dead = stacks_of(capture)
-    glibc = _walked(capture, data, stacks)
+    glibc = walked(capture, data, stacks)
     taken = merged([*data, *stacks, *(glibc.heaps if glibc is not None else [])])
     foreign = foreign_allocators(capture, taken)
     if glibc is None:
@@ -79,15 +79,6 @@ def native_heap(capture: Capture, *, reachability: bool = True) -> NativeHeap:
             roots = less(private, merged([*glibc.heaps, *glibc.own, *dead]))
             _judge(capture, glibc, merged([*roots, *fetched.shared]), heap)
     return heap
-
-
-# Several ask for the heap of one capture: it is walked once.
-def _walked(capture: Capture, data: Ranges, stacks: Ranges) -> GlibcHeap | None:
-    if _WALKED not in capture.found:
-        threads = [(t.tid, t.registers.get("fs_base", 0)) for t in capture.threads]
-        capture.found[_WALKED] = read_glibc(capture.memory, capture.mappings, data, stacks, threads)
-    found = capture.found[_WALKED]
-    return found if isinstance(found, GlibcHeap) else None
 
 
 # Why it would be wrong to say what can't be reached; "judged" where it is not.

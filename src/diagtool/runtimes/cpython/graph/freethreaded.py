@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from diagtool.capture.memory import U64
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.frames.generators import CREATED, GENERATOR_KINDS, SUSPENDED, read_generators
+from diagtool.runtimes.cpython.graph.free import Stretches, joined
 from diagtool.runtimes.cpython.graph.live import weak_kinds
 from diagtool.runtimes.cpython.heap.census import HeapCensus
 from diagtool.runtimes.cpython.heap.mimalloc import MEMORY, OBJECT, Pages
@@ -23,13 +24,13 @@ from diagtool.runtimes.cpython.heap.owners import Owners, Spans, spans
 from diagtool.runtimes.cpython.heap.types import kinds_named
 from diagtool.runtimes.cpython.objects.addresssets import contains
 
-__all__ = ["joined", "spans_in_pages", "whole_blocks"]
+__all__ = ["spans_in_pages", "whole_blocks"]
 
 _0 = np.uint64(0)
 
 
-def spans_in_pages(ctx: Context, census: HeapCensus, pages: Pages, owners: Owners) -> tuple[Spans, U64, U64]:
-    """(what belongs to objects, starts and ends of what is stale: sorted, disjoint)."""
+def spans_in_pages(ctx: Context, census: HeapCensus, pages: Pages, owners: Owners) -> tuple[Spans, Stretches]:
+    """(what belongs to objects, what is stale)."""
     weak = np.flatnonzero(weak_kinds(ctx, census)).astype(np.int32)
     own = owners.large
     start, end, owner = own.start, own.end.copy(), own.owner
@@ -49,7 +50,7 @@ def spans_in_pages(ctx: Context, census: HeapCensus, pages: Pages, owners: Owner
     end = np.concatenate([end, tables.end])
     owner = np.concatenate([owner, tables.owner])
     mine_all = spans(start, (end - start).view(np.int64), owner)
-    return mine_all, *_stale(ctx, census, pages, mine_all, owners)
+    return mine_all, _stale(ctx, census, pages, mine_all, owners)
 
 
 def whole_blocks(pages: Pages, parts: Spans) -> Spans:
@@ -77,7 +78,7 @@ def _ends_of_generators(ctx: Context, census: HeapCensus) -> tuple[U64, U64]:
     return end[order], generator[order]
 
 
-def _stale(ctx: Context, census: HeapCensus, pages: Pages, mine: Spans, owners: Owners) -> tuple[U64, U64]:
+def _stale(ctx: Context, census: HeapCensus, pages: Pages, mine: Spans, owners: Owners) -> Stretches:
     """What is in no live block; and of blocks that hold an object or a table of one, what is not theirs."""
     blocks = np.sort(used_blocks(pages, np.arange(len(pages))))
     _, _, start, end, tag = pages.find(blocks)
@@ -98,13 +99,12 @@ def _stale(ctx: Context, census: HeapCensus, pages: Pages, mine: Spans, owners: 
     dead[plain] = contains(np.sort(census.types.address), kind)
     others = ~holds & ~with_object & ~dead & (tag >= MEMORY)
     # All that is alive: spans, and blocks of C code.
-    low, high = joined(np.concatenate([mine.start, start[others]]), np.concatenate([mine.end, end[others]]))
-    inside = contains_any(pages, low)
-    low, high = low[inside], high[inside]
+    alive = joined(Stretches(mine.start, mine.end), Stretches(start[others], end[others]))
+    inside = contains_any(pages, alive.start)
+    low, high = alive.start[inside], alive.end[inside]
     gap_start = np.sort(np.concatenate([pages.segments, high]))
     gap_end = np.sort(np.concatenate([low, pages.segment_ends]))
-    gap_end = np.maximum(gap_end, gap_start)
-    return gap_start, gap_end
+    return Stretches(gap_start, np.maximum(gap_end, gap_start))
 
 
 def contains_any(pages: Pages, addresses: U64) -> NDArray[np.bool_]:
@@ -114,15 +114,3 @@ def contains_any(pages: Pages, addresses: U64) -> NDArray[np.bool_]:
     at = np.maximum(np.searchsorted(pages.segments, addresses, side="right"), 1) - 1
     inside: NDArray[np.bool_] = (pages.segments[at] <= addresses) & (addresses < pages.segment_ends[at])
     return inside
-
-
-def joined(start: U64, end: U64) -> tuple[U64, U64]:
-    """Ranges sorted, those that touch made one."""
-    keep = end > start
-    order = np.argsort(start[keep], kind="stable")
-    low, high = start[keep][order], np.maximum.accumulate(end[keep][order])
-    if not len(low):
-        return low, high
-    first = np.flatnonzero(np.concatenate([[True], low[1:] > high[:-1]]))
-    last = np.append(first[1:], len(low)) - 1
-    return low[first], high[last]

@@ -2,7 +2,9 @@
 
 A reference count is the number of places that keep an object, and each place is a word somewhere in memory.
 Where the count is higher than the number of such words, the rest was counted and forgotten: a Py_DECREF is
-missing. Whatever may hide a reference counts for it: a stale word, a pointer into the object, a register.
+missing. Whatever may hold a reference counts for it: a word that looks stale, a pointer into the object, a
+register. Only words in memory that is free for sure count for nothing: freed tables of dicts and arenas of
+the compiler are full of addresses.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ def find_lost(
     order = np.argsort(address, kind="stable")
     inner = np.zeros(len(rows), np.int64)
     ranges = [(s.start, s.end) for s in ctx.capture.memory.segments if s.writable]
-    inner[order] = _pointers_into(ctx, ranges, address[order], size[order])
+    inner[order] = _pointers_into(ctx, graph, ranges, address[order], size[order])
     left = lost[rows] - inner
     nothing = (words[rows] == 0) & (inner == 0)
     good = left > 0
@@ -93,18 +95,21 @@ def _sizes(graph: Graph, census: HeapCensus, rows: NDArray[np.intp]) -> U64:
     return np.maximum(size, 16).astype(np.uint64)
 
 
-def _pointers_into(ctx: Context, ranges: Ranges, address: U64, size: U64) -> NDArray[np.int64]:
+def _pointers_into(ctx: Context, graph: Graph, ranges: Ranges, address: U64, size: U64) -> NDArray[np.int64]:
     """How many words point behind the start of each object, but into it. ``address`` ascends.
 
     C code that keeps a ``char *`` into a str need not know the address of the str.
     """
     found = np.zeros(len(address), np.int64)
     low, high = int(address[0]), int(address[-1]) + int(size[-1])
-    for _, words in ctx.capture.memory.blocks(ranges):
-        near = words[words - np.uint64(low) < np.uint64(high - low)]
+    for start, words in ctx.capture.memory.blocks(ranges):
+        place = np.flatnonzero(words - np.uint64(low) < np.uint64(high - low))
+        near = words[place]
         at = np.searchsorted(address, near, side="right") - 1
         distance = near - address[at]
-        hit = at[(distance > 0) & (distance < size[at])]
+        good = (distance > 0) & (distance < size[at])
+        places = np.uint64(start) + np.uint64(8) * place[good].astype(np.uint64)
+        hit = at[good][~graph.is_free(places)]
         if len(hit):
             found += np.bincount(hit, minlength=len(address))
     return found

@@ -5,24 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diagtool.capture.memory import U64
 from diagtool.capture.plan import is_anonymous
 from diagtool.capture.segments import merged
 from diagtool.runtimes.cpython.context import Context
-from diagtool.runtimes.cpython.graph.freethreaded import joined, spans_in_pages, whole_blocks
+from diagtool.runtimes.cpython.graph.free import (
+    Stretches,
+    free_in_pages,
+    free_of_malloc,
+    joined,
+    unused_by_malloc,
+)
+from diagtool.runtimes.cpython.graph.freethreaded import spans_in_pages, whole_blocks
 from diagtool.runtimes.cpython.graph.nodes import Nodes
 from diagtool.runtimes.cpython.heap.buffers import big_buffers
 from diagtool.runtimes.cpython.heap.census import HeapCensus
+from diagtool.runtimes.cpython.heap.mimalloc import Pages
 from diagtool.runtimes.cpython.heap.owners import Owners, Spans, spans
 from diagtool.runtimes.cpython.heap.pools import empty_pools
 from diagtool.runtimes.cpython.heap.ranges import heap_ranges, joined_ranges, mapped_ranges
 from diagtool.runtimes.cpython.heap.types import TypeTable, kinds_named
 from diagtool.runtimes.cpython.objects.addresssets import Ranges, without
 from diagtool.runtimes.native.fetching import fetch
-from diagtool.runtimes.native.glibc.heap import GlibcHeap, read_glibc
 from diagtool.runtimes.native.memorymap import data_of_modules, private_memory, sealed, stacks_of
+from diagtool.runtimes.native.walked import walked
 
 __all__ = ["Outside", "memory_outside"]
 
@@ -30,30 +37,21 @@ _QUIET = 64 << 10  # bytes: smaller buffers of numbers are read faster than they
 _OWNS_DATA = 4  # NPY_ARRAY_OWNDATA
 _MAX_BUFFER = 1 << 44
 _HEAD = 4096  # bytes of a large object that are read, with its fields
-_HEADER = np.uint64(8)  # bytes between two blocks of malloc, at least
 
 
 @dataclass(slots=True)
 class Outside:
-    """``ranges`` are to be read; in them ``spans`` belong to objects, ``stale_start`` to ``stale_end``
-    (sorted, disjoint) to nobody any more. ``takes`` are the blocks that objects take. ``sealed`` was writable
-    once. ``why_not``: why what is found there may not be all, "" where it is."""
+    """``ranges`` are to be read; in them ``spans`` belong to objects, ``stale`` to nobody any more, ``free``
+    (a part of that) for sure. ``takes`` are the blocks that objects take. ``sealed`` was writable once.
+    ``why_not``: why what is found there may not be all, "" where it is."""
 
     ranges: Ranges
     spans: Spans
     takes: Spans
-    stale_start: U64
-    stale_end: U64
+    stale: Stretches
+    free: Stretches
     sealed: Ranges
     why_not: str
-
-    def is_stale(self, places: U64) -> NDArray[np.bool_]:
-        """Which words (ascending addresses) nobody reads any more."""
-        if not len(self.stale_start):
-            return np.zeros(len(places), np.bool_)
-        at = np.maximum(np.searchsorted(self.stale_start, places, side="right"), 1) - 1
-        stale: NDArray[np.bool_] = (self.stale_start[at] <= places) & (places < self.stale_end[at])
-        return stale
 
 
 def memory_outside(ctx: Context, census: HeapCensus, owners: Owners, nodes: Nodes) -> Outside:
@@ -69,13 +67,13 @@ def memory_outside(ctx: Context, census: HeapCensus, owners: Owners, nodes: Node
     gone = joined_ranges(empty, np.full(len(empty), nodes.pool_size))
     ranges = without(without(merged(written), used), _quiet(ctx, census, owners))
     mine = _joined(owners.large, owners.tables)
-    start, end = _stale(ctx, gone)
+    stale, free = _stale(ctx, census.pages, gone)
     takes = mine
     if census.pages:
         takes = whole_blocks(census.pages, mine)
-        mine, low, high = spans_in_pages(ctx, census, census.pages, owners)
-        start, end = joined(np.concatenate([start, low]), np.concatenate([end, high]))
-    return Outside(ranges, mine, takes, start, end, without(sealed(capture), merged(written)), why_not)
+        mine, gaps = spans_in_pages(ctx, census, census.pages, owners)
+        stale = joined(stale, gaps)
+    return Outside(ranges, mine, takes, stale, free, without(sealed(capture), merged(written)), why_not)
 
 
 def _joined(*parts: Spans) -> Spans:
@@ -86,35 +84,20 @@ def _joined(*parts: Spans) -> Spans:
     )
 
 
-def _stale(ctx: Context, pools: Ranges) -> tuple[U64, U64]:
-    """Memory nobody reads: free pools, all that malloc has and nobody uses, stacks below their pointer."""
-    capture = ctx.capture
-    stacks, dead = stacks_of(capture)
-    threads = [(t.tid, t.registers.get("fs_base", 0)) for t in capture.threads]
-    glibc = read_glibc(capture.memory, capture.mappings, data_of_modules(capture), stacks, threads)
-    start, end = _unused(glibc) if glibc is not None else (np.zeros(0, np.uint64), np.zeros(0, np.uint64))
-    others = [*pools, *dead, *(glibc.own if glibc is not None else [])]
-    size = np.concatenate([(end - start).astype(np.int64), np.array([b - a for a, b in others], np.int64)])
-    start = np.concatenate([start, np.array([low for low, _ in others], np.uint64)])
-    joined = np.array(joined_ranges(start, size), np.uint64).reshape(-1, 2)
-    return np.ascontiguousarray(joined[:, 0]), np.ascontiguousarray(joined[:, 1])
+def _stale(ctx: Context, pages: Pages | None, pools: Ranges) -> tuple[Stretches, Stretches]:
+    """(memory nobody reads, that of it which is free for sure); ``pools``: free ones.
 
-
-def _unused(glibc: GlibcHeap) -> tuple[U64, U64]:
-    """What lies between used blocks: free ones, and the rest at the end of a heap, which is no block."""
-    heaps = np.array(glibc.heaps, np.uint64).reshape(-1, 2)
-    used = glibc.blocks.used & (glibc.blocks.arena >= 0)
-    low = glibc.blocks.address[used]
-    high = low + glibc.blocks.usable[used]
-    if not len(heaps):
-        return low[:0], low[:0]
-    at = np.maximum(np.searchsorted(heaps[:, 0], low, side="right"), 1) - 1
-    inside = (heaps[at, 0] <= low) & (high <= heaps[at, 1])
-    # Blocks are disjoint and lie within heaps: the n-th end of something used is followed by the n-th begin.
-    start = np.sort(np.concatenate([heaps[:, 0], high[inside]]))
-    end = np.sort(np.concatenate([low[inside], heaps[:, 1]]))
-    gaps = (start < end) & (end - start > _HEADER)
-    return start[gaps], end[gaps]
+    Free pools, all that malloc has and nobody uses, stacks below their pointer.
+    """
+    stacks, dead = stacks_of(ctx.capture)
+    glibc = walked(ctx.capture, data_of_modules(ctx.capture), stacks)
+    free = [free_of_malloc(glibc)] if glibc is not None else []
+    unused = [unused_by_malloc(glibc)] if glibc is not None else []
+    if pages is not None:
+        free.append(free_in_pages(pages))
+    own = glibc.own if glibc is not None else []
+    sure = joined(*free, ranges=[*pools, *dead, *own])
+    return joined(sure, *unused), sure
 
 
 def _quiet(ctx: Context, census: HeapCensus, owners: Owners) -> Ranges:

@@ -2,19 +2,21 @@
 
 Words of objects and of the blocks and tables that they own are edges. Words anywhere else, on stacks, in
 registers, in the data of libraries, in blocks of malloc, are references from outside. Words that nobody
-will read any more (free blocks, dead parts of stacks, what lies behind the last item of a list, weak
-references) are stale: they count only where it matters that *no* word at all refers to an object.
+will read any more (what lies behind the last item of a list, weak references, text that looks like an
+address) are stale: they count only where it matters that *no* word at all refers to an object. Words in
+memory that is free for sure (free.py, free blocks of pools) are nothing at all.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diagtool.capture.memory import U64
 from diagtool.runtimes.cpython.context import Context
+from diagtool.runtimes.cpython.graph.free import Stretches
 from diagtool.runtimes.cpython.graph.live import Extents, live_extents
 from diagtool.runtimes.cpython.graph.nodes import BARE, FREE, Nodes, number_nodes
 from diagtool.runtimes.cpython.graph.outside import Outside, memory_outside
@@ -42,8 +44,9 @@ class Graph:
     for each word; what refers to itself has no edge for it.
 
     Counts, one element a node: ``references`` (its reference count; -1: none, or immortal), ``inner`` (words
-    of other nodes and its own), ``outer`` (words outside of nodes), ``stale``. ``exact``: all of it is of one
-    instant, and no memory is missing; else ``why_not`` says why it is not.
+    of other nodes and its own), ``outer`` (words outside of nodes), ``stale``. ``weight``: bytes. ``free``:
+    memory outside of pools that is in no use. ``exact``: all of it is of one instant, and no memory is
+    missing; else ``why_not`` says why it is not.
     """
 
     nodes: Nodes
@@ -53,12 +56,20 @@ class Graph:
     inner: Ints
     outer: Ints
     stale: Ints
-    weight: NDArray[np.int64]  # bytes
+    weight: NDArray[np.int64]
+    free: Stretches = field(default_factory=Stretches)
     why_not: str = ""
 
     @property
     def exact(self) -> bool:
         return not self.why_not
+
+    def is_free(self, places: U64) -> NDArray[np.bool_]:
+        """Which words lie in memory that is in no use."""
+        node = self.nodes.blocks_of(places)[0]
+        free: NDArray[np.bool_] = self.free.hold(places)
+        free |= (node >= 0) & (self.nodes.kind[np.maximum(node, 0)] == FREE)
+        return free
 
     def sources(self) -> Ints:
         """The node that each edge leaves."""
@@ -134,6 +145,7 @@ class _Scan:
             np.bincount(np.concatenate(self.roots), minlength=n).astype(np.int32),
             np.bincount(np.concatenate(self.stale), minlength=n).astype(np.int32),
             weights_of(self.ctx, self.census, self.nodes, self.outside.takes),
+            self.outside.free,
             why_not=self.outside.why_not,
         )
 
@@ -169,13 +181,15 @@ class _Scan:
         kind = nodes.kind[low:high]
         self._count_references(blocks, kind, low)
         flat = blocks.reshape(-1)
-        at = np.flatnonzero(flat - np.uint64(nodes.low) < np.uint64(nodes.high - nodes.low))
+        near = blocks - np.uint64(nodes.low) < np.uint64(nodes.high - nodes.low)
+        near[kind == FREE] = False
+        at = np.flatnonzero(near)
         target = nodes.find(flat[at])
         hit = target >= 0
         at, target = at[hit], target[hit]
         row = at // words
         column = 8 * (at - row * words)
-        live = (kind != FREE) & ~self._dead(blocks, kind)
+        live = ~self._dead(blocks, kind)
         live &= ~_flag(self.extents.plain, kind)
         good = live[row] & (column < self._ends(blocks, kind, low)[row])
         good &= column >= self.extents.begin[low:high][row]
@@ -303,8 +317,9 @@ class _Scan:
         targets.append(target[edge].astype(np.int32))
         self.selves.append(target[source == target].astype(np.int32))
         rest = np.flatnonzero(source < 0)
-        stale = self.outside.is_stale(place[rest])
-        self.stale.append(target[rest[stale]].astype(np.int32))
+        stale = self.outside.stale.hold(place[rest])
+        doubtful = stale & ~self.outside.free.hold(place[rest])
+        self.stale.append(target[rest[doubtful]].astype(np.int32))
         self.roots.append(target[rest[~stale]].astype(np.int32))
 
     def _constant(self) -> None:

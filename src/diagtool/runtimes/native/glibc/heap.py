@@ -13,7 +13,7 @@ from diagtool.capture.model import Mapping
 from diagtool.capture.segments import merged
 from diagtool.runtimes.native.glibc.arenas import Arena, Arenas, find_arenas
 from diagtool.runtimes.native.glibc.chunks import Chunks, Region, walk
-from diagtool.runtimes.native.glibc.freelists import FreeLists, broken_bins, find_free
+from diagtool.runtimes.native.glibc.freelists import broken_bins, find_free
 from diagtool.runtimes.native.glibc.mmapped import mmapped_chunks
 from diagtool.runtimes.native.memorymap import Ranges, less, private_memory
 from diagtool.runtimes.native.model import CACHED, FAST, FREE, MMAPPED, USED, ArenaTotals, Blocks
@@ -38,6 +38,10 @@ class GlibcHeap:
     #: The arenas themselves. Their bins lead to headers of free chunks, each of which begins in the last word
     #: that belongs to the block before it: as pointers they would keep that one.
     own: Ranges = field(default_factory=list)
+    #: Of each arena the free rest at its end.
+    tops: Ranges = field(default_factory=list)
+    #: Numbers of the arenas in which something is amiss, or was just being changed.
+    unsound: list[int] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -68,8 +72,10 @@ def read_glibc(
         free_memory = less(free_memory, whole_pages)
     lists = find_free(memory, chunks, found.arenas, found.shape, threads)
     big = mmapped_chunks(memory, free_memory)
+    # These are not of one arena: where a list of a thread cache breaks, it may have come from any.
+    everywhere = bool(warnings or lists.warnings)
     warnings.extend(lists.warnings)
-    _warn(memory, found, chunks, lists, warnings)
+    unsound = _warn(memory, found, chunks, warnings)
 
     state = np.where(chunks.used, USED, FREE).astype(np.uint8)
     state[lists.fast], state[lists.cached] = FAST, CACHED
@@ -90,6 +96,8 @@ def read_glibc(
         [cache.address for cache in lists.caches],
         merged([*chunks.runs(), *tops, *big.ranges]),
         merged((a.address, a.address + found.shape.size) for a in found.arenas),
+        tops,
+        list(range(len(found.arenas))) if everywhere else sorted(unsound),
         warnings,
     )
 
@@ -120,7 +128,8 @@ def _main_pieces(memory: AddressSpace, found: Arenas, chunks: Chunks, free_memor
     return list(pieces.values())
 
 
-def _warn(memory: AddressSpace, found: Arenas, chunks: Chunks, lists: FreeLists, warnings: list[str]) -> None:
+def _warn(memory: AddressSpace, found: Arenas, chunks: Chunks, warnings: list[str]) -> set[int]:
+    """Say what is amiss; the numbers of the arenas where something is."""
     for b in chunks.breaks[:_NAMED_BREAKS]:
         arena = found.arenas[b.arena]
         why = "memory is missing" if b.header is None else f"{b.header:#x} stands where a block's size should"
@@ -145,6 +154,7 @@ def _warn(memory: AddressSpace, found: Arenas, chunks: Chunks, lists: FreeLists,
             f"{len(own):,} free blocks of the arena at {arena.address:#x} are not rightly linked, "
             f"the first one at {int(chunks.address[own[0]]) + 16:#x}: {why}"
         )
+    return {*(b.arena for b in chunks.breaks), *chunks.changing, *chunks.arena[damaged].tolist()}
 
 
 def _totals(arena: Arena, number: int, chunks: Chunks, state: NDArray[np.uint8]) -> ArenaTotals:
