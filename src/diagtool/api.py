@@ -17,12 +17,14 @@ from diagtool.snapshot.model import Snapshot
 
 if TYPE_CHECKING:
     from diagtool.capture.image import CloneMode
+    from diagtool.runtimes.native.stacks import Unwinder
 
 #: What names a target: a pid as a number or in digits, or the path of a core or .diag file.
 TargetName = int | str | os.PathLike[str]
 
 #: No Linux has larger ones (PID_MAX_LIMIT, include/linux/threads.h).
 _MAX_PID = 1 << 22
+_LITTLE = 16 << 20  # bytes copied in the stop where nobody looks at stacks or objects
 
 
 def kind_of(target: TargetName) -> Literal["live", "core", "store", "evidence"]:
@@ -100,7 +102,11 @@ def snapshot(
     graph: bool | None = None,
     values: str | None = None,
     native: bool | None = None,
+    frames: bool = True,
+    unwinder: Unwinder = "auto",
+    debug_directories: Sequence[str] = (),
     inventory: Collection[str] | None = None,
+    stacks: bool = True,
     clone: CloneMode | None = None,
     keep: Callable[[Capture], None] | None = None,
 ) -> Snapshot:
@@ -111,8 +117,12 @@ def snapshot(
     ``values``, the name of a type, shows examples of it, shortened and without secrets (``"heap_values"``).
     ``graph`` finds out what each type, module and large container keeps (``"heap_retained"``).
     ``native`` reads the heap of the C library (``"native_heap"`` and others); without it as ``heap`` says.
-    ``inventory`` names the parts of ``diagtool.inventory`` that are taken; without it all are.
-    ``clone``: see :func:`capture`; without it "auto" where the heap is looked at, else "never". ``keep`` is
+    ``frames``: with native frames, found by ``unwinder`` ("auto", "drgn" or "gdb"); separate debug files are
+    looked for in ``debug_directories``, too. ``inventory`` names the parts of ``diagtool.inventory`` that are
+    taken; without it all are.
+    ``stacks``: False leaves out threads, tasks and objects, and nearly all of the copying in the stop: for
+    parts of the inventory that need none of it. ``clone``: see :func:`capture`; without it "auto" where the
+    heap is looked at, else "never". ``keep`` is
     given the capture when it is decoded, before it is closed; its memory knows what was read for that.
     Raises TargetError (``diagtool.capture.errors``), or StoreError for a .diag file.
     """
@@ -121,9 +131,12 @@ def snapshot(
         return store.load(os.fspath(target))  # type: ignore[arg-type]  # an int is live
     if kind == "evidence":
         return read_evidence(os.fspath(target))  # type: ignore[arg-type]
+    if not stacks:
+        return _outline(target, exe, sysroot, inventory)
     from diagtool.inventory import add_inventory
     from diagtool.runtimes.decode import decode
     from diagtool.runtimes.nativethreads import add_native_threads
+    from diagtool.runtimes.owners import add_owners
 
     native = heap if native is None else native
     mode = clone or ("auto" if heap or native or why is not None else "never")
@@ -131,9 +144,21 @@ def snapshot(
         if keep is not None:
             captured.memory.watch()
         try:
-            snap = decode(captured, heap=heap, why=why, graph=graph, values=values, native=native)
+            snap = decode(
+                captured,
+                heap=heap,
+                why=why,
+                graph=graph,
+                values=values,
+                native=native,
+                frames=frames,
+                unwinder=unwinder,
+                debug_directories=debug_directories,
+            )
             if inventory is None or inventory:
                 add_native_threads(captured, snap)
+            if inventory is None or "memory" in inventory:
+                add_owners(captured, snap)
             add_inventory(captured, snap, inventory)
         except TargetError as error:
             # What was missing when it was opened, a core cut off, say, is most likely why.
@@ -142,6 +167,27 @@ def snapshot(
             raise
         if keep is not None:
             keep(captured)
+        return snap
+
+
+# Without stacks: what the inventory has to say, of a capture that copies little.
+def _outline(
+    target: TargetName,
+    exe: str | os.PathLike[str] | None,
+    sysroot: str | os.PathLike[str] | None,
+    inventory: Collection[str] | None,
+) -> Snapshot:
+    from diagtool.capture.live import capture_live
+    from diagtool.inventory import add_inventory
+    from diagtool.runtimes.owners import add_owners, outline
+
+    live = kind_of(target) == "live"
+    with (
+        capture_live(_pid(target), max_copy=_LITTLE) if live else capture(target, exe=exe, sysroot=sysroot)
+    ) as captured:
+        snap = outline(captured)
+        add_owners(captured, snap)
+        add_inventory(captured, snap, inventory)
         return snap
 
 

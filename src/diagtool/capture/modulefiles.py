@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -65,6 +65,7 @@ class BackingFile:
     name: str
     elf: ElfFile | None
     proven: bool
+    identity: tuple[int, int] = (0, 0)  # its device and inode
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,17 @@ class ModuleFiles:
             self._files[mapping.path] = self._open(mapping) if mapping.path.startswith("/") else None
         return self._files[mapping.path]
 
+    def descriptor(self, mapping: Mapping) -> int | None:
+        """An open descriptor (the caller's) of the file behind a mapping, for libraries that want one."""
+        backing = self.backing(mapping)
+        if backing is None:
+            return None
+        for candidate in self._find(mapping):
+            if _identity(candidate.fd) == backing.identity:
+                return candidate.fd
+            os.close(candidate.fd)
+        return None
+
     def close(self) -> None:
         """Unmap everything."""
         for file in self._files.values():
@@ -149,14 +161,14 @@ class ModuleFiles:
         before = len(self.warnings)
         for candidate in self._find(mapping):
             try:
-                mapped = _map(candidate.fd)
+                mapped, identity = _map(candidate.fd), _identity(candidate.fd)
             finally:
                 os.close(candidate.fd)
             if mapped is None:
                 continue
             file = self._checked(mapping, candidate, mapped)
             if file is not None:
-                return file
+                return replace(file, identity=identity)
             mapped.close()
         if len(self.warnings) == before:  # else it was said why not
             self._miss(mapping.path)
@@ -227,6 +239,11 @@ def _map(fd: int) -> MappedFile | None:
         return MappedFile(fd, found.st_size)
     except (OSError, ValueError, OverflowError):
         return None
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
 
 
 @dataclass(frozen=True, slots=True)

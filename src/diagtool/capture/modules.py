@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,6 +45,7 @@ class Module:
         segments: Records | None = None,
         memory: AddressSpace | None = None,
         open_file: Callable[[], ElfFile | None] | None = None,
+        descriptor: Callable[[], int | None] | None = None,
     ) -> None:
         self.path = path
         self.start = start
@@ -52,6 +55,7 @@ class Module:
         self._segments = np.zeros(0, dtype=SEGMENT) if segments is None else segments
         self._memory = memory
         self._open_file = open_file
+        self._descriptor = descriptor
         self._file: ElfFile | None = None
         self._soname: str | None = None
         self._dynamic: SymbolTable | None = None
@@ -94,6 +98,16 @@ class Module:
             self._file = opener()
         return self._file
 
+    def descriptor(self) -> int | None:
+        """An open descriptor, the caller's, of the file that was mapped; None where it is not here."""
+        if self._descriptor is not None:
+            return self._descriptor()
+        if self.file is None:
+            return None
+        fd = os.memfd_create("module", os.MFD_CLOEXEC)  # of the vDSO, which is no file
+        os.write(fd, bytes(self.file.data[:_MAX_VDSO]))
+        return fd
+
     @property
     def soname(self) -> str:
         """DT_SONAME ("libc.so.6"), or the last part of the path."""
@@ -119,6 +133,14 @@ class Module:
             found = table.nearest(address - self.bias)
             if found is not None:
                 return found
+        return None
+
+    def variable_at(self, address: int) -> tuple[str, int, int] | None:
+        """(name, address in the process, size in bytes) of the variable at an address, or None."""
+        for table in reversed(list(self._tables())):
+            found = table.variable(address - self.bias)
+            if found is not None:
+                return found[0], found[1] + self.bias, found[2]
         return None
 
     # The string table of a large library is tens of megabytes that need not stay resident.
@@ -247,6 +269,7 @@ def _modules_of(parts: list[Mapping], memory: AddressSpace, files: ModuleFiles) 
             segments=segments,
             memory=memory,
             open_file=_opener(files, base),
+            descriptor=partial(files.descriptor, base),
         )
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from diagtool.capture.errors import NoRuntime, NotSupported
 from diagtool.capture.model import Capture
 from diagtool.runtimes.cpython.decode import decode as decode_cpython
-from diagtool.runtimes.cpython.decode import describe
 from diagtool.runtimes.native import native_heap
+from diagtool.runtimes.native.stacks import NativeStacks, Unwinder, native_stacks
+from diagtool.runtimes.plain import NATIVE, decode_plain
 from diagtool.snapshot.model import Snapshot
 
-__all__ = ["add_native", "decode"]
-
-#: What a process without a runtime that we read is called.
-NATIVE = "native"
+__all__ = ["NATIVE", "add_native", "decode"]
 
 
 def decode(
@@ -23,30 +23,45 @@ def decode(
     graph: bool | None = None,
     values: str | None = None,
     native: bool = False,
+    frames: bool = True,
+    unwinder: Unwinder = "auto",
+    debug_directories: Sequence[str] = (),
 ) -> Snapshot:
     """The snapshot of a captured process.
 
-    ``heap``, ``why``, ``graph``, ``values``: see :func:`diagtool.runtimes.cpython.decode`.
+    ``heap``, ``why``, ``graph``, ``values``: see :func:`diagtool.runtimes.cpython.decode`. ``native``: the
+    heap of the C library is read, too (:func:`add_native`).
 
-    With ``native`` the heap of the C library is read, too (:func:`add_native`); then a process without a
-    Python has a snapshot as well, of nothing else, and a warning says why; and one whose Python can't be read
-    unless its objects are asked for (``heap``). Raises NotSupported where nothing can be read.
+    ``frames``: native frames are found, too, by ``unwinder``, with separate debug files from
+    ``debug_directories``. A process without a Python has a snapshot of its native threads, unless its objects
+    are asked for. Raises NotSupported where nothing can be read.
     """
+    stacks = native_stacks(capture, unwinder, debug_directories) if frames else NativeStacks()
     try:
-        snapshot = decode_cpython(capture, heap=heap, why=why, graph=graph, values=values)
+        snapshot = decode_cpython(
+            capture, heap=heap, why=why, graph=graph, values=values, native=stacks.frames
+        )
     except NotSupported as error:
-        if not native or why is not None or (heap and not isinstance(error, NoRuntime)):
-            raise
-        snapshot = Snapshot(describe(capture), pause_ms=capture.pause_ms, warnings=[*capture.warnings])
-        snapshot.target.runtime = NATIVE
-        snapshot.warnings.append(f"only the native heap is read: {error}")
-        add_native(capture, snapshot)
-        if snapshot.tables["native_heap"][0]["allocator"] is None and not snapshot.tables["native_foreign"]:
-            raise
-        return snapshot
+        objects = (heap and not native) or why is not None or values is not None
+        if objects or not isinstance(error, NoRuntime):
+            if not native or why is not None or heap:
+                raise
+            snapshot = decode_plain(capture, stacks)
+            snapshot.warnings.append(f"only native threads and the native heap are read: {error}")
+        else:
+            snapshot = decode_plain(capture, stacks)
+    snapshot.warnings += stacks.warnings
+    if stacks.cut:
+        snapshot.warnings.append(_cut(stacks))
     if native:
         add_native(capture, snapshot)
     return snapshot
+
+
+def _cut(stacks: NativeStacks) -> str:
+    reasons = sorted(set(stacks.cut.values()))
+    some = "; ".join(reasons[:3])
+    return f"native frames of {len(stacks.cut):,} of {len(stacks.frames):,} threads are not complete: {some}"
 
 
 def add_native(capture: Capture, snapshot: Snapshot) -> None:

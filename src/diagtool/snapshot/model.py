@@ -97,7 +97,8 @@ class StackTable:
     name: of the task or thread, "" when it has none. trace: index into Traces. wait: index into
     Snapshot.waits (0: not waiting). thing: index into Snapshot.things (-1: none). thread: the tid it belongs
     to (0: unknown). loop: address of the event loop (0: none). created_by: trace of the place of creation
-    (0: not recorded). holder: index into Snapshot.holders (-1: none found). stuck: 1 where every
+    (0: not recorded). merged: trace of a thread with its native frames between those of Python (0: not
+    unwound); a thread without Python frames has it as its ``trace``, too. holder: index into Snapshot.holders (-1: none found). stuck: 1 where every
     strong reference to what it waits on comes from stacks that are stuck themselves (0: not, or not known).
     wait_seconds, age_seconds: NaN where unknown.
     """
@@ -112,6 +113,7 @@ class StackTable:
     thread: NDArray[np.int64] = _ints("i8")
     loop: NDArray[np.uint64] = _ints("u8")
     created_by: NDArray[np.int32] = _ints("i4")
+    merged: NDArray[np.int32] = _ints("i4")
     holder: NDArray[np.int32] = _ints("i4")
     stuck: NDArray[np.uint8] = _ints("u1")
     wait_seconds: NDArray[np.float64] = _ints("f8")
@@ -132,6 +134,7 @@ STACK_COLUMNS = {
     "thread": "i8",
     "loop": "u8",
     "created_by": "i4",
+    "merged": "i4",
     "holder": "i4",
     "stuck": "u1",
     "wait_seconds": "f8",
@@ -154,6 +157,7 @@ class Stack:
     thread: int | None
     loop: int | None
     created_by: list[Frame]
+    merged: list[Frame]  # with native frames, innermost first; empty where it was not unwound
     held_by: str | None
     stuck: bool
     wait_seconds: float | None
@@ -242,6 +246,7 @@ class Snapshot:
             thread=int(s.thread[index]) or None,
             loop=int(s.loop[index]) or None,
             created_by=self.traces.of(int(s.created_by[index])),
+            merged=self.traces.of(int(s.merged[index])),
             held_by=self.holders[holder] if holder >= 0 else None,
             stuck=bool(s.stuck[index]),
             wait_seconds=None if seconds != seconds else seconds,

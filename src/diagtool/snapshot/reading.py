@@ -76,6 +76,7 @@ def _read(db: sqlite3.Connection) -> Snapshot:
         "wait": len(waits),
         "thing": len(things),
         "created_by": len(parent),
+        "merged": len(parent),
         "holder": len(holders),
         "stuck": 2,
     }

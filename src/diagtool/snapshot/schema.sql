@@ -54,6 +54,7 @@ CREATE TABLE stack (
     thread       INTEGER,       -- tid; 0: unknown
     loop         INTEGER,       -- address of the event loop; 0: none
     created_by   INTEGER,       -- trace of the place of creation; 0: not recorded
+    merged       INTEGER,       -- trace with native frames between those of Python; 0: not unwound
     holder       INTEGER,       -- who keeps it; -1: none found
     stuck        INTEGER,       -- 1: nothing that can still run reaches what it waits on
     wait_seconds REAL,          -- NULL: unknown
@@ -100,6 +101,8 @@ WITH RECURSIVE walk (trace, node, depth) AS (
     SELECT trace, trace, 0 FROM stack WHERE trace > 0
     UNION
     SELECT created_by, created_by, 0 FROM stack WHERE created_by > 0
+    UNION
+    SELECT merged, merged, 0 FROM stack WHERE merged > 0
     UNION
     SELECT walk.trace, trace.parent, walk.depth + 1
     FROM walk JOIN trace ON trace.id = walk.node

@@ -22,7 +22,7 @@ from diagtool.snapshot.reading import BadRows, read_rows
 from diagtool.snapshot.writing import write_rows
 
 #: PRAGMA user_version of the files written. A reader refuses what is newer.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: PRAGMA application_id: "diag" in ASCII, at offset 68 of the file.
 APPLICATION_ID = 0x64696167
@@ -175,8 +175,13 @@ def _check_header(path: Path) -> None:
     version = int.from_bytes(head[60:64], "big")
     if version > SCHEMA_VERSION:
         raise StoreError(
-            f"{path} is of a newer diagtool (its schema is {version}, this one reads up to {SCHEMA_VERSION})",
+            f"{path} is of a newer diagtool (its schema is {version}, this one reads {SCHEMA_VERSION})",
             "Upgrade diagtool, or read the file with sqlite3.",
+        )
+    if version < SCHEMA_VERSION:
+        raise StoreError(
+            f"{path} is of an older diagtool (its schema is {version}, this one reads {SCHEMA_VERSION})",
+            "Read it with the diagtool that wrote it, or with sqlite3; or take another one.",
         )
     page = int.from_bytes(head[16:18], "big")
     whole = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from diagtool.capture.memory import MemoryFault
@@ -11,6 +12,7 @@ from diagtool.runtimes.cpython.frames.qualnames import qualname_of
 from diagtool.runtimes.cpython.objects.reader import Objects
 from diagtool.runtimes.cpython.objects.vectors import Vectors
 from diagtool.runtimes.cpython.runtime import Runtime
+from diagtool.runtimes.native.stacks.model import NativeFrame
 from diagtool.snapshot.model import Frame, SnapshotBuilder
 
 #: Low bits of a _PyStackRef (3.14+) that are no part of the address; clear in every version before.
@@ -26,6 +28,8 @@ class RawFrame:
     offset: int
     globals: int
     locals: int
+    #: Address of the shim from which it was called, where C called it (3.12+); 0: it was not, or not known.
+    shim: int = 0
 
 
 @dataclass(slots=True)
@@ -38,6 +42,8 @@ class Context:
     vectors: Vectors
     codes: Codes
     builder: SnapshotBuilder
+    #: Native frames of threads (tid), innermost first; empty where nobody asked for them.
+    native: Mapping[int, Sequence[NativeFrame]] = field(default_factory=dict)
     #: CLOCK_MONOTONIC at the capture in seconds. A core does not tell it: then the latest time that an event
     #: loop noted (None: none did), which was earlier; ``now_exact`` says which it is.
     now: float | None = None

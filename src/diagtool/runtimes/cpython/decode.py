@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,6 +13,7 @@ from diagtool.capture.memory import MemoryFault
 from diagtool.capture.model import Capture
 from diagtool.runtimes.cpython.allocations import add_allocations
 from diagtool.runtimes.cpython.context import Context
+from diagtool.runtimes.cpython.extensions import add_extensions
 from diagtool.runtimes.cpython.frames.codes import Codes
 from diagtool.runtimes.cpython.graph.tables import add_graph
 from diagtool.runtimes.cpython.greenlets.decode import add_greenlets
@@ -31,8 +32,10 @@ from diagtool.runtimes.cpython.signalhandlers import add_signals
 from diagtool.runtimes.cpython.tasks import decode as asyncstacks
 from diagtool.runtimes.cpython.threads.decode import decode_threads
 from diagtool.runtimes.cpython.threads.interpreters import Interpreter, read_interpreters, require_type_names
+from diagtool.runtimes.describe import describe
 from diagtool.runtimes.memory import add_process_memory
-from diagtool.snapshot.model import Snapshot, SnapshotBuilder, Target
+from diagtool.runtimes.native.stacks.model import NativeFrame
+from diagtool.snapshot.model import Snapshot, SnapshotBuilder
 
 _MAX_HELD_THINGS = 10_000  # things whose holders are looked for
 
@@ -44,6 +47,7 @@ def decode(
     why: str | None = None,
     graph: bool | None = None,
     values: str | None = None,
+    native: Mapping[int, Sequence[NativeFrame]] | None = None,
 ) -> Snapshot:
     """Decode threads and tasks of a captured CPython process.
 
@@ -51,6 +55,7 @@ def decode(
     found out who keeps them: tables of the snapshot (``heap.tables``). ``graph``: who keeps how much, too
     (``graph.tables``). With ``heap`` the largest containers, and below a size what nobody refers to, are
     looked for unless it is False.
+    ``native``: native frames by tid, which are merged with those of Python.
     ``values`` with ``heap``: examples of objects of types of this name (``heap.details.values``).
 
     Raises NotSupported when the process has no CPython of a known version, or its file is needed and not
@@ -59,19 +64,26 @@ def decode(
     collecting = gc.isenabled()
     gc.disable()  # nothing of what is made becomes garbage, and there is much of it
     try:
-        return _decode(capture, heap, why, graph, values)
+        return _decode(capture, heap, why, graph, values, native or {})
     finally:
         if collecting:
             gc.enable()
 
 
 def _decode(
-    capture: Capture, heap: bool, why: str | None, graph: bool | None, values: str | None
+    capture: Capture,
+    heap: bool,
+    why: str | None,
+    graph: bool | None,
+    values: str | None,
+    native: Mapping[int, Sequence[NativeFrame]],
 ) -> Snapshot:
     runtime = find_runtime(capture)
     objects = Objects(capture.memory, runtime.layout, runtime.version, runtime.free_threaded)
     target = describe(capture, runtime.flavour)
-    ctx = Context(capture, runtime, objects, Vectors(objects), Codes(objects), SnapshotBuilder(target))
+    ctx = Context(
+        capture, runtime, objects, Vectors(objects), Codes(objects), SnapshotBuilder(target), native
+    )
     for warning in capture.warnings:
         ctx.warn(warning)
     add_process_memory(capture, ctx.builder.snapshot.tables)
@@ -84,6 +96,7 @@ def _decode(
         census = add_heap(ctx) if heap or why is not None else None
     tasks = asyncstacks.decode_tasks(ctx, interpreters, threads)
     add_greenlets(ctx, interpreters)
+    add_extensions(ctx, interpreters)
     add_signals(ctx)
     timeouts = ctx.builder.snapshot.tables.setdefault("timeouts", [])
     timeouts += [{"stack": t.row, "left": round(t.time_left, 3)} for t in threads if t.time_left is not None]
@@ -122,34 +135,6 @@ def _as_far_as_memory_goes(ctx: Context, what: str) -> Iterator[None]:
         yield
     except MemoryFault as fault:
         ctx.warn(f"{what} is not known: {fault}")
-
-
-def describe(capture: Capture, flavour: str = "") -> Target:
-    """What was looked at, as far as the capture tells it."""
-    process = capture.process
-    details = {
-        "uid": process.uid,
-        "gid": process.gid,
-        "cgroup": process.cgroup,
-        "namespaces": process.namespaces,
-        "environ": process.environ,
-        "ns_pid": process.ns_pid,
-        "missing": capture.missing,
-        "root": process.root,
-    }
-    return Target(
-        kind=capture.kind,
-        pid=process.pid,
-        flavour=flavour,
-        exe=process.exe,
-        cmdline=list(process.cmdline),
-        host=process.host,
-        start_time=process.start_time,
-        captured_at=process.captured_at,
-        boot_id=process.boot_id,
-        signal=process.signal,
-        details={k: v for k, v in details.items() if v},
-    )
 
 
 def _hold(ctx: Context, interpreters: list[Interpreter], tasks: asyncstacks.TaskStacks) -> NDArray[np.int64]:

@@ -28,6 +28,7 @@ def thread_frames(ctx: Context, thread_state: int) -> list[RawFrame]:
             ctx.warn(f"the frames of thread state {thread_state:#x} were cut: {why}")
             break
         seen.add(address)
+        place = address
         try:
             frame, address = read(ctx, address)
         except MemoryFault as fault:
@@ -35,6 +36,8 @@ def thread_frames(ctx: Context, thread_state: int) -> list[RawFrame]:
             break
         if frame is not None:
             frames.append(frame)
+        elif frames and not frames[-1].shim and _is_shim(ctx, place):
+            frames[-1].shim = place
     return frames
 
 

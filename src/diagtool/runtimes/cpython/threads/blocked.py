@@ -8,18 +8,21 @@ whose futex belongs to nothing known (a mutex of a C library) keeps the plain wa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from diagtool.capture.model import CapturedThread
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.threads.interpreters import Interpreter, PythonThread
-from diagtool.runtimes.cpython.threads.syscalls import blocking_call, fds_of, seconds_left
 from diagtool.runtimes.cpython.threads.things import LOCK_KINDS, ThreadThings
 from diagtool.runtimes.cpython.threads.waits import classify, wait_in_python
+from diagtool.runtimes.native.stacks.libc import is_libc
+from diagtool.runtimes.syscalls import blocking_call, fds_of
+from diagtool.runtimes.waits import KernelWaits, ThreadWait
 from diagtool.snapshot.model import Thing
 
 __all__ = ("ThreadWait", "ThreadWaits")
 
+#: What locks of the interpreter are made of.
+_INTERPRETERS_OWN = ("sem_wait", "pthread_cond_wait")
 _INNERMOST = 8  # frames that a wait of the standard library has at most
 
 #: Names of waits by the C type that the futex belongs to.
@@ -51,22 +54,6 @@ _IO = ("socket.", "ssl.")
 #: Locals that hold the thing, of waits whose outermost frame is a function.
 _LOCALS = {"concurrent.futures.wait": "waiter", "concurrent.futures.as_completed": "waiter"}
 
-_P_PID = 1  # idtype of waitid (linux/wait.h)
-_WAITIDS = (247, 95)  # waitid on x86-64 and aarch64; wait4 takes the pid first
-
-
-@dataclass(frozen=True, slots=True)
-class ThreadWait:
-    """What a thread waits for. ``name`` is "" when it does not wait.
-
-    ``timed`` says whether the wait ends by itself (None: unknown), ``time_left`` in how many seconds at most.
-    """
-
-    name: str = ""
-    thing: Thing | None = None
-    timed: bool | None = None
-    time_left: float | None = None
-
 
 class ThreadWaits:
     """Names the waits of the threads of one process, and reads the things they wait for."""
@@ -75,6 +62,7 @@ class ThreadWaits:
         self.ctx = ctx
         self.interpreters = interpreters
         self.things = ThreadThings(ctx, interpreters)
+        self.kernel = KernelWaits(ctx.capture, dict(ctx.native))
 
     def of(self, thread: PythonThread) -> ThreadWait:
         """The wait of a thread that Python knows."""
@@ -90,42 +78,37 @@ class ThreadWaits:
             return ThreadWait(name, self._gil(thread))
         call = blocking_call(number, args, wchan, process.machine)
         thing: Thing | None = None
+        lock = self._native_lock(captured, call)
         if thread.holds_gil:  # blocked all the same: in native code, so not in what the frames say
-            return self._ended(name, self._of_kernel(captured, call), captured, call)
+            name, thing = lock or (name, self.kernel.thing(captured, call))
+            return self.kernel.ended(name, thing, captured, call)
         known = wait_in_python(frames, call)
         receiver = self._receiver(thread, call)
         if known is not None and not self._reacquires(thread, receiver):
             frame = thread.frames[known[1] - 1]
             address = self.ctx.local_of(frame, _LOCALS.get(name, "self"))
             if name.startswith(_IO):
-                thing = self._of_kernel(captured, call, address)
+                thing = self.kernel.thing(captured, call, address)
             else:
                 thing = self.things.read(address, name)
         elif receiver is not None:
             name, thing = self._of_receiver(thread, receiver, name, call)
-        return self._ended(name, thing or self._of_kernel(captured, call), captured, call)
+        elif lock is not None and name == "futex":
+            name, thing = lock
+        return self.kernel.ended(name, thing or self.kernel.thing(captured, call), captured, call)
 
     def of_native(self, captured: CapturedThread) -> ThreadWait:
-        """The wait of a thread that runs no Python, by what the kernel says."""
-        machine = self.ctx.capture.process.machine
-        name = classify((), captured.syscall, captured.syscall_args, captured.wchan, None, machine)
-        if not name:
-            return ThreadWait()
-        call = blocking_call(captured.syscall, captured.syscall_args, captured.wchan, machine)
-        return self._ended(name, self._of_kernel(captured, call), captured, call)
+        """The wait of a thread that runs no Python, by what the kernel and its native frames say."""
+        return self.kernel.of(captured)
 
-    def _ended(
-        self, name: str, thing: Thing | None, captured: CapturedThread | None, call: str | None
-    ) -> ThreadWait:
-        if captured is None or not call:
-            return ThreadWait(name, thing)
-        process, read = self.ctx.capture.process, self.ctx.objects.memory.try_read
-        timed, left = seconds_left(
-            call, captured.syscall, captured.syscall_args, read, process.monotonic, process.captured_at
-        )
-        if thing is not None and not thing.address and timed is not None:  # nobody else waits on this one
-            thing.state.update(timed=timed, time_left=left)
-        return ThreadWait(name, thing, timed, left)
+    def _native_lock(self, captured: CapturedThread | None, call: str | None) -> tuple[str, Thing] | None:
+        """A lock of native code; none where the interpreter itself waits, whose locks Python objects are."""
+        lock = self.kernel.lock(captured, call)
+        if lock is None or captured is None or lock[0] not in _INTERPRETERS_OWN:
+            return lock
+        frames = self.ctx.native.get(captured.tid, ())
+        outside = next((f.library for f in frames if not is_libc(f.library)), None)
+        return None if outside == self.ctx.runtime.module else lock
 
     # -- what the frame is calling ----------------------------------------------------------------------
 
@@ -174,28 +157,8 @@ class ThreadWaits:
             if thing is not None and name == "queue.SimpleQueue.get":
                 thing.state.update(self.things.executors.of_frame(thread.frames[0]))
             return name, thing
-        thing = self._of_kernel(thread.captured, call, address)
+        thing = self.kernel.thing(thread.captured, call, address)
         return f"socket.{_SOCKET_METHODS[method]}", thing
-
-    # -- what only the kernel knows ---------------------------------------------------------------------
-
-    def _of_kernel(self, captured: CapturedThread | None, call: str | None, address: int = 0) -> Thing | None:
-        """A file descriptor (``address``: of its socket), a child or a timer; None where there is no such."""
-        if captured is None or not call:
-            return None
-        args = captured.syscall_args
-        if call == "sleep":
-            return Thing(0, "timer")
-        if call == "wait" and len(args) > 1:
-            pid = args[0] if captured.syscall not in _WAITIDS else args[1] if args[0] == _P_PID else 0
-            pid = pid if pid < 1 << 31 else 0  # -1 and groups
-            return Thing(0, "process", f"pid {pid}" if pid else "any child", {"pid": pid or None})
-        fds = fds_of(call, args, self.ctx.objects.memory.try_read)
-        if not fds:
-            return None
-        described = [f"fd {fd} {self.ctx.capture.fds.get(fd, '')}".rstrip() for fd in fds]
-        words = ", ".join(described[:4]) + (", …" if len(fds) > 4 else "")
-        return Thing(address, "fd", words, {"fd": fds[0], "fds": fds} if len(fds) > 1 else {"fd": fds[0]})
 
     def _gil(self, thread: PythonThread) -> Thing | None:
         own = next((i for i in self.interpreters if thread in i.threads), None)

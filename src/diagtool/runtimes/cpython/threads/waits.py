@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diagtool.runtimes.cpython.threads.syscalls import blocking_call
+from diagtool.runtimes.syscalls import blocking_call
+from diagtool.runtimes.waits import CALLS
 from diagtool.snapshot.model import Frame
 
 __all__ = ("classify", "wait_in_python")
@@ -91,20 +92,6 @@ _SHORT = {
 }
 _RECV = "N:Connection._recv N:Connection._recv_bytes"
 
-#: Names of waits that only the system call knows.
-_CALLS = {
-    "accept": "socket.accept",
-    "connect": "socket.connect",
-    "recv": "socket.recv",
-    "send": "socket.send",
-    "sleep": "time.sleep",
-    "wait": "os.waitpid",
-    "sigwait": "signal.sigwait",
-    "pause": "signal.pause",
-    "ppoll": "poll",
-    "futex_waitv": "futex",
-}
-
 
 def _entry(text: str) -> tuple[str, str, str]:
     """(module, qualified name, bare name); an empty qualified name fits every class."""
@@ -151,7 +138,7 @@ def classify(
     call = blocking_call(syscall, syscall_args, wchan, machine)
     if gil == "holds" or call == "":
         # Whoever holds the GIL runs; if it is blocked all the same, then in native code.
-        return "" if not call or call == "ioctl" else _CALLS.get(call, call)
+        return "" if not call or call == "ioctl" else CALLS.get(call, call)
     known = wait_in_python(frames, call)
     if known is not None:
         return known[0]
@@ -159,7 +146,7 @@ def classify(
         return ""
     if call == "sleep" and not frames:
         return "sleep"
-    return _CALLS.get(call, call)
+    return CALLS.get(call, call)
 
 
 def wait_in_python(frames: Sequence[Frame], call: str | None) -> tuple[str, int] | None:

@@ -1,0 +1,331 @@
+"""Unwinding with drgn, of any capture: live or core, with or without debug information.
+
+drgn unwinds cores. So it is given one that has nothing but the registers; memory it reads through a function,
+from the capture, and modules are told to it one by one, with the files that the capture has checked. So a
+live process is unwound when it runs again, and a core with the files of its own machine (``--sysroot``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diagtool.capture.corenotes import status_note
+from diagtool.capture.elf import EM_X86_64, ET_CORE, PT_NOTE
+from diagtool.capture.model import Capture, CapturedThread
+from diagtool.capture.modules import Module
+from diagtool.runtimes.native.stacks.demangle import demangle, language_of
+from diagtool.runtimes.native.stacks.model import NativeFrame, NativeStacks
+from diagtool.runtimes.native.stacks.resync import CallSites
+
+if TYPE_CHECKING:
+    import drgn
+
+__all__ = ["unwind"]
+
+_USER = (0x1000, (1 << 47) - 0x2000)  # addresses that a process has: (first, size)
+_MOST_FRAMES = 20_000  # of one thread; what lies further out is left out
+_SECONDS = 30.0  # for all threads: what takes longer is left out, with a warning
+_MOST_GUESSES = 8  # times that a stack is taken up again behind something that can't be unwound
+_LOOKED_AT = 256 << 10  # bytes of each stack in which is looked for the modules that matter
+_MAX_FILES = 4096  # descriptors that we may have open
+#: Without one of these variables no server is asked.
+_DEBUGINFOD = "DEBUGINFOD_URLS"
+
+
+def unwind(capture: Capture, debug_directories: Sequence[str] = ()) -> NativeStacks:
+    """The native frames of all threads that have registers.
+
+    ``debug_directories``: where separate debug files are looked for, besides /usr/lib/debug. Raises
+    ImportError where drgn is not installed.
+    """
+    import drgn
+
+    logging.getLogger("drgn").setLevel(logging.CRITICAL)  # what is missing shows in the frames
+    stacks = NativeStacks()
+    threads = [t for t in capture.threads if t.registers]
+    if not threads:
+        return stacks
+    with _more_files():
+        unwinder = _Unwinder(drgn.Program(), capture, threads, debug_directories)
+        stacks.warnings += unwinder.warnings
+        frames: dict[int, Sequence[NativeFrame]] = {}
+        until = time.monotonic() + _SECONDS
+        for number, thread in enumerate(threads):
+            if time.monotonic() > until:
+                left = len(threads) - number
+                stacks.warnings.append(
+                    f"native frames of {left:,} threads are missing: it took too long to find all"
+                )
+                break
+            frames[thread.tid], why = unwinder.frames(thread)
+            if why:
+                stacks.cut[thread.tid] = why
+        stacks.frames = frames
+    return stacks
+
+
+@contextmanager
+def _more_files() -> Iterator[None]:
+    # Every library keeps a descriptor, and many programs have more libraries than the usual limit allows.
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        hard = before[1] if before[1] != resource.RLIM_INFINITY else _MAX_FILES
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], min(hard, _MAX_FILES)), before[1]))
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+class _Unwinder:
+    def __init__(
+        self,
+        program: drgn.Program,
+        capture: Capture,
+        threads: Sequence[CapturedThread],
+        debug_directories: Sequence[str],
+    ) -> None:
+        self.program = program
+        self.capture = capture
+        self.warnings: list[str] = []
+        self._fault = _fault_error()
+        program.set_core_dump(_registers_only(threads))
+        program.add_memory_segment(*_USER, self._read)
+        self.modules = _needed(capture, threads)
+        self.sites = CallSites(capture.memory, self.modules)
+        self._add_modules(debug_directories)
+        self._registers_type: drgn.Type | None = None
+
+    # -- what drgn is given -----------------------------------------------------------------------------
+
+    def _read(self, address: int, count: int, offset: int, physical: bool) -> bytes:
+        data = self.capture.memory.try_read(address, count)
+        if data is None:
+            raise self._fault(f"{count} bytes at {address:#x} are not in the capture", address)
+        return data
+
+    def _add_modules(self, debug_directories: Sequence[str]) -> None:
+        known = []
+        for number, module in enumerate(self.modules):
+            with suppress(LookupError, ValueError, OSError):
+                made = self.program.extra_module(module.path, number, create=True)
+                if isinstance(made, tuple):  # newer versions say whether it is a new one
+                    made = made[0]
+                made.address_range = (module.start, module.end)
+                if module.build_id:
+                    made.build_id = bytes.fromhex(module.build_id)
+                fd = module.descriptor()
+                if fd is not None:
+                    # Its build-id was compared when the file was found; where it has none, its first page.
+                    made.try_file(module.path, fd=fd, force=not module.build_id)
+                    known.append(made)
+        self._find_debug_files([m for m in known if m.wants_debug_file()], debug_directories)
+
+    def _find_debug_files(self, modules: Sequence[drgn.Module], directories: Sequence[str]) -> None:
+        options = self.program.debug_info_options
+        options.directories = (*directories, *options.directories)
+        # Paths that a process names are of its own machine: nothing but build-ids counts.
+        options.debug_link_directories = ()
+        options.try_module_name = options.try_procfs = options.try_embedded_vdso = False
+        with_id = [m for m in modules if m.build_id]
+        try:
+            self.program.find_standard_debug_info(with_id, options)
+            if os.environ.get(_DEBUGINFOD, "").strip():
+                self.program.set_enabled_debug_info_finders(["debuginfod"])
+                self.program.load_module_debug_info(*[m for m in with_id if m.wants_debug_file()])
+        except Exception as error:  # noqa: BLE001 - drgn raises many kinds; without names a stack is still one
+            first = str(error).partition("\n")[0]
+            if type(error).__name__ != "MissingDebugInfoError":
+                self.warnings.append(f"debug files could not be read: {first}")
+
+    # -- frames -----------------------------------------------------------------------------------------
+
+    def frames(self, thread: CapturedThread) -> tuple[list[NativeFrame], str]:
+        """(frames of a thread, innermost first; why outermost ones are missing, "" where none are)."""
+        found: list[NativeFrame] = []
+        guesses = 0
+        guessed = False
+        start: int | drgn.Object = thread.ns_tid or thread.tid
+        lowest = 0
+        skip = 0
+        while True:
+            try:
+                trace = self.program.stack_trace(start)
+            except Exception as error:  # noqa: BLE001 - see above
+                return found, str(error).partition("\n")[0]
+            made, last, ended = self._made(trace, skip, guessed)
+            found += made
+            if len(found) >= _MOST_FRAMES:
+                return found[:_MOST_FRAMES], f"it has more than {_MOST_FRAMES:,} frames"
+            if ended and found:
+                return found, ""
+            registers = {} if last is None else last.registers()
+            stack = registers.get("rsp", 0)
+            if last is not None and len(trace) >= _DRGN_FRAMES and stack > lowest:
+                lowest, skip, guessed = stack, 1, False  # drgn ends a long stack early: go on from there
+                start = self._at(registers)
+                continue
+            place = max(stack, lowest, found[-1].sp if found else thread.registers.get("rsp", 0))
+            if self.capture.memory.try_read(place & -8, 8) is None:
+                return found, "a part of the stack is not in the capture"
+            site = self.sites.next_return(place) if guesses < _MOST_GUESSES else None
+            if site is None:
+                return found, "what follows can't be unwound"
+            guesses += 1
+            lowest, skip, guessed = site[0], 0, True
+            start = self._at({**registers, "rip": site[1], "rsp": site[0] + 8, "rbp": 0})
+
+    def _made(
+        self, trace: drgn.StackTrace, skip: int, guessed: bool
+    ) -> tuple[list[NativeFrame], drgn.StackFrame | None, bool]:
+        """(frames, the last one as drgn has it, whether nothing called that)."""
+        out: list[NativeFrame] = []
+        last: drgn.StackFrame | None = None
+        ended = False
+        for frame in trace:
+            try:
+                pc = frame.pc
+            except LookupError:  # what begins a thread says that nothing has called it
+                ended = True
+                break
+            if not pc:
+                break
+            last = frame
+            out.append(self._named(frame, pc, guessed and not out))
+        if skip and out:  # the frame from which it was taken up again, with what is inlined there
+            first = out[0].pc
+            at = next((i for i, f in enumerate(out) if not f.inline and f.pc == first), 0)
+            out = out[at + 1 :]
+        return out, last, ended
+
+    def _named(self, frame: drgn.StackFrame, pc: int, guessed: bool) -> NativeFrame:
+        module = self.sites.module_at(pc)
+        name, offset, language = "", pc - module.bias if module is not None else 0, "native"
+        inline = frame.is_inline
+        own = frame.function_name  # of the debug information: for C++ without the class it is in
+        if not inline:
+            with suppress(LookupError):
+                # A return address may be the first one behind its function, where that never returns.
+                symbol = self.program.symbol(pc - (0 if frame.interrupted else 1))
+                name, offset, language = symbol.name, pc - symbol.address, language_of(symbol.name)
+        if own and (not name or language == "c"):
+            name, language = own, language if name else "native"
+        file, line = self._source(frame)
+        return NativeFrame(
+            pc=pc,
+            sp=_stack_pointer(frame),
+            function=demangle(name),
+            offset=offset,
+            library=module.path if module is not None else None,
+            file=file,
+            line=line,
+            inline=inline,
+            language=language if name else "native",
+            guessed=guessed,
+        )
+
+    def _source(self, frame: drgn.StackFrame) -> tuple[str | None, int | None]:
+        try:
+            place = frame.source()
+        except LookupError:
+            return None, None
+        return (place[0] or None), (place[1] or None)
+
+    def _at(self, registers: dict[str, int]) -> drgn.Object:
+        """Registers as drgn takes them in place of a thread's."""
+        import drgn
+
+        if self._registers_type is None:
+            word = self.program.int_type("unsigned long", 8, False)
+            members = [
+                drgn.TypeMember(word, name=name, bit_offset=64 * number)
+                for number, name in enumerate(_PT_REGS)
+            ]
+            self._registers_type = self.program.struct_type("pt_regs", 8 * len(_PT_REGS), members)
+        words = [registers.get(_DRGN_NAMES.get(name, name), 0) & (1 << 64) - 1 for name in _PT_REGS]
+        packed = struct.pack(f"<{len(words)}Q", *words)
+        return drgn.Object.from_bytes_(self.program, self._registers_type, packed)
+
+
+#: struct pt_regs of the kernel (arch/x86/include/asm/ptrace.h): names as drgn looks for them.
+_PT_REGS = (
+    "r15 r14 r13 r12 bp bx r11 r10 r9 r8 ax cx dx si di orig_ax ip cs flags sp ss"
+).split()  # fmt: skip
+_DRGN_NAMES = {
+    **{name: f"r{name}" for name in ("bp", "bx", "ax", "cx", "dx", "si", "di", "sp", "ip")},
+    "flags": "rflags",
+}
+_DRGN_FRAMES = 1024  # that drgn finds in one go (libdrgn/stack_trace.c)
+
+
+def _stack_pointer(frame: drgn.StackFrame) -> int:
+    try:
+        return int(frame.sp)
+    except LookupError:
+        return 0
+
+
+def _fault_error() -> Callable[[str, int], Exception]:
+    import drgn
+
+    made: Callable[[str, int], Exception] = drgn.FaultError
+    return made
+
+
+def _registers_only(threads: Iterable[CapturedThread]) -> int:
+    """A descriptor of a core with NT_PRSTATUS of each thread and no memory."""
+    notes = b"".join(status_note(thread) for thread in threads)
+    ident = b"\x7fELF\x02\x01\x01" + bytes(9)
+    head = ident + struct.pack("<HHIQQQIHHHHHH", ET_CORE, EM_X86_64, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    segment = struct.pack("<IIQQQQQQ", PT_NOTE, 4, 120, 0, 0, len(notes), len(notes), 4)
+    fd = os.memfd_create("registers", os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(head + segment + notes)
+    return fd
+
+
+def _needed(capture: Capture, threads: Sequence[CapturedThread]) -> list[Module]:
+    """The modules that words of stacks point into: of a thousand libraries a few dozen have frames."""
+    modules = sorted(capture.modules, key=lambda m: m.start)
+    if not modules:
+        return []
+    starts = np.array([m.start for m in modules], np.uint64)
+    ends = np.array([m.end for m in modules], np.uint64)
+    pointers = np.array([t.registers["rip"] for t in threads], np.uint64)
+    wanted = np.zeros(len(modules), np.bool_)
+    low = [(t.registers["rsp"] & -8, t.registers["rsp"] + _LOOKED_AT & -8) for t in threads]
+    parts = [pointers]
+    segments = [(s.start, s.end) for s in capture.memory.segments]
+    for start, words in capture.memory.blocks(_common(sorted(low), segments)):
+        del start
+        parts.append(words)
+    for words in parts:
+        at = np.searchsorted(starts, words, side="right") - 1
+        good = (at >= 0) & (words < ends[np.maximum(at, 0)])
+        wanted[at[good]] = True
+    return [m for m, yes in zip(modules, wanted.tolist(), strict=True) if yes or m.path == "[vdso]"]
+
+
+def _common(wanted: Sequence[tuple[int, int]], held: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    out: list[tuple[int, int]] = []
+    number = 0
+    for low, high in wanted:
+        while number < len(held) and held[number][1] <= low:
+            number += 1
+        for start, end in held[number : number + 64]:
+            if start >= high:
+                break
+            lowest = max(start, low, out[-1][1] if out else 0)
+            if lowest < min(end, high):
+                out.append((lowest + 7 & -8, min(end, high) & -8))
+    return [(low, high) for low, high in out if low < high]

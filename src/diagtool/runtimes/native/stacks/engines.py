@@ -1,0 +1,47 @@
+"""The unwinders, and which one is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from diagtool.capture.model import Capture
+from diagtool.runtimes.native.stacks.model import NativeStacks
+
+__all__ = ["UNWINDERS", "Unwinder", "native_stacks"]
+
+Unwinder = Literal["auto", "drgn", "gdb"]
+UNWINDERS: tuple[Unwinder, ...] = ("auto", "drgn", "gdb")
+
+
+def native_stacks(
+    capture: Capture, unwinder: Unwinder = "auto", debug_directories: Sequence[str] = ()
+) -> NativeStacks:
+    """The native frames of all threads of a capture; what is wrong with them is a warning of the result.
+
+    ``auto`` is drgn, and gdb where drgn is not installed or can't be used. ``debug_directories``: where
+    separate debug files are, besides /usr/lib/debug.
+    """
+    stacks: NativeStacks | None = None
+    why = ""
+    if unwinder != "gdb":
+        try:
+            from diagtool.runtimes.native.stacks import drgnengine
+
+            stacks = drgnengine.unwind(capture, debug_directories)
+        except ImportError:
+            why = "drgn is not installed"
+        except Exception as error:  # noqa: BLE001 - a library that unwinds garbage may raise anything
+            why = f"drgn failed: {str(error).partition(chr(10))[0] or type(error).__name__}"
+    if stacks is None and unwinder != "drgn":
+        from diagtool.runtimes.native.stacks import gdbengine
+
+        try:
+            stacks = gdbengine.unwind(capture, debug_directories)
+        except gdbengine.NoGdb as error:
+            why = f"{why}; {error}" if why else str(error)
+    if stacks is None:
+        return NativeStacks(warnings=[f"native frames are missing: {why}"])
+    if why:
+        stacks.warnings.append(f"native frames were found with gdb: {why}")
+    return stacks

@@ -1,0 +1,118 @@
+"""What a thread waits for, as far as the kernel and its native frames tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diagtool.capture.model import Capture, CapturedThread
+from diagtool.runtimes.native.stacks.model import NativeFrame
+from diagtool.runtimes.native.waits import NativeLock, lock_of
+from diagtool.runtimes.syscalls import blocking_call, fds_of, seconds_left
+from diagtool.snapshot.model import Thing
+
+__all__ = ["CALLS", "KernelWaits", "ThreadWait"]
+
+#: Names of waits that only the system call knows.
+CALLS = {
+    "accept": "socket.accept",
+    "connect": "socket.connect",
+    "recv": "socket.recv",
+    "send": "socket.send",
+    "sleep": "time.sleep",
+    "wait": "os.waitpid",
+    "sigwait": "signal.sigwait",
+    "pause": "signal.pause",
+    "ppoll": "poll",
+    "futex_waitv": "futex",
+}
+_P_PID = 1  # idtype of waitid (linux/wait.h)
+_WAITIDS = (247, 95)  # waitid on x86-64 and aarch64; wait4 takes the pid first
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadWait:
+    """What a thread waits for. ``name`` is "" when it does not wait.
+
+    ``timed`` says whether the wait ends by itself (None: unknown), ``time_left`` in how many seconds at most.
+    """
+
+    name: str = ""
+    thing: Thing | None = None
+    timed: bool | None = None
+    time_left: float | None = None
+
+
+class KernelWaits:
+    """Waits of the threads of one capture. ``native``: their native frames by tid, where they are known."""
+
+    def __init__(self, capture: Capture, native: dict[int, Sequence[NativeFrame]]) -> None:
+        self.capture = capture
+        self.native = native
+        # glibc's pthread_self() is what fs points to, and its locks have tids as the process sees them.
+        self._threads = {
+            t.registers.get("fs_base", 0): t.ns_tid or t.tid for t in reversed(capture.threads) if t.registers
+        }
+        self._tids = {t.ns_tid or t.tid: t.tid for t in capture.threads}
+
+    def of(self, thread: CapturedThread) -> ThreadWait:
+        """The wait of a thread that runs no code that we decode."""
+        call = self.call(thread)
+        if not call or call == "ioctl":
+            return ThreadWait()
+        lock = self.lock(thread, call)
+        if lock is not None:
+            return self.ended(lock[0], lock[1], thread, call)
+        name = "sleep" if call == "sleep" else CALLS.get(call, call)
+        return self.ended(name, self.thing(thread, call), thread, call)
+
+    def call(self, thread: CapturedThread) -> str | None:
+        """What kind of waiting the system call is that a thread is in (``syscalls.blocking_call``)."""
+        machine = self.capture.process.machine
+        return blocking_call(thread.syscall, thread.syscall_args, thread.wchan, machine)
+
+    def lock(self, thread: CapturedThread | None, call: str | None) -> tuple[str, Thing] | None:
+        """(name of the wait, lock of native code that a thread waits for); None where it is not known."""
+        if thread is None or call != "futex" or not thread.syscall_args:
+            return None
+        frames = self.native.get(thread.tid, ())
+        lock = lock_of(frames, thread.syscall_args[0], self.capture.memory.try_read, self._threads)
+        return None if lock is None else (lock.name, self._thing_of(lock))
+
+    def _thing_of(self, lock: NativeLock) -> Thing:
+        state = dict(lock.state)
+        if state.get("owner_alive"):
+            state["owner"] = self._tids.get(state["owner"], state["owner"])
+        return Thing(lock.address, lock.type, lock.detail, state)
+
+    def ended(
+        self, name: str, thing: Thing | None, thread: CapturedThread | None, call: str | None
+    ) -> ThreadWait:
+        """A wait with when it ends by itself."""
+        if thread is None or not call:
+            return ThreadWait(name, thing)
+        process, read = self.capture.process, self.capture.memory.try_read
+        timed, left = seconds_left(
+            call, thread.syscall, thread.syscall_args, read, process.monotonic, process.captured_at
+        )
+        if thing is not None and not thing.address and timed is not None:  # nobody else waits on this one
+            thing.state.update(timed=timed, time_left=left)
+        return ThreadWait(name, thing, timed, left)
+
+    def thing(self, thread: CapturedThread | None, call: str | None, address: int = 0) -> Thing | None:
+        """A file descriptor (``address``: of its socket), a child or a timer; None where there is no such."""
+        if thread is None or not call:
+            return None
+        args = thread.syscall_args
+        if call == "sleep":
+            return Thing(0, "timer")
+        if call == "wait" and len(args) > 1:
+            pid = args[0] if thread.syscall not in _WAITIDS else args[1] if args[0] == _P_PID else 0
+            pid = pid if pid < 1 << 31 else 0  # -1 and groups
+            return Thing(0, "process", f"pid {pid}" if pid else "any child", {"pid": pid or None})
+        fds = fds_of(call, args, self.capture.memory.try_read)
+        if not fds:
+            return None
+        described = [f"fd {fd} {self.capture.fds.get(fd, '')}".rstrip() for fd in fds]
+        words = ", ".join(described[:4]) + (", …" if len(fds) > 4 else "")
+        return Thing(address, "fd", words, {"fd": fds[0], "fds": fds} if len(fds) > 1 else {"fd": fds[0]})
