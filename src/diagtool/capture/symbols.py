@@ -98,6 +98,18 @@ class SymbolTable:
         name = _name(self._strings, self._start + int(functions["name"][i]), self._end)
         return (name, offset) if name else None
 
+    def variable(self, value: int) -> tuple[str, int, int] | None:
+        """(name, virtual address, size in bytes) of the variable that covers a virtual address."""
+        s = self._symbols
+        around = _defined(s) & (s["info"] & 15 == _STT_OBJECT)
+        if not 0 <= value < 1 << 63:
+            return None
+        around &= (s["value"] <= value) & (s["value"] + s["size"] > value)
+        for symbol in s[around][:1]:
+            name = _name(self._strings, self._start + int(symbol["name"]), self._end)
+            return name, int(symbol["value"]), int(symbol["size"])
+        return None
+
 
 def _defined(symbols: Records) -> NDArray[np.bool_]:
     section = symbols["section"]

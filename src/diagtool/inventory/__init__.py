@@ -20,6 +20,7 @@ __all__ = ["ON_REQUEST", "PARTS", "add_inventory"]
 PARTS: dict[str, str] = {
     "fds": "open files",
     "pools": "pools of threads",
+    "signals": "signals",
 }
 
 #: Parts that are taken only where they are named, after the others.
