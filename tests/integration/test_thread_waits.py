@@ -424,8 +424,9 @@ def test_who_waits_for_the_gil_and_who_holds_it(interpreter: Interpreter) -> Non
             seen = Seen({})
             with capture_live(told["pid"]) as capture:
                 look(capture, seen)
+            held = [n for n in "ab" if (t := seen.waits[n].thing) is not None and t.state.get("owner")]
             waiting = [
-                n for n in "ab" if seen.waits[n].name == "gil" and seen.waits["ab".strip(n)].name == ""
+                n for n in held if seen.waits[n].name == "gil" and seen.waits["ab".strip(n)].name == ""
             ]
         (waiter,) = waiting
         thing = seen.waits[waiter].thing
