@@ -14,16 +14,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from diagtool.capture.memory import MemoryFault
 from diagtool.capture.model import Capture
 from diagtool.capture.modules import Module
-from diagtool.capture.procfs import try_read
 from diagtool.capture.signalmasks import read_masks
 from diagtool.capture.signals import LAST, Disposition, Masks, bits, name_of
 from diagtool.inventory.altstacks import alternate_stacks
 from diagtool.inventory.crash import crash
 from diagtool.inventory.handlercode import leads_to
 from diagtool.inventory.savedhandlers import Saved, saved_handlers
+from diagtool.inventory.signalwaits import awaited, connections, runs_command, waiters
 from diagtool.snapshot.model import Snapshot
 
 __all__ = ["add"]
@@ -33,9 +32,8 @@ Row = dict[str, Any]
 SIGINT, SIGQUIT, SIGKILL, SIGSEGV, SIGPIPE, SIGCHLD = 2, 3, 9, 11, 13, 17
 _FATAL = {4, 6, 7, 8, 11}  # those that faulthandler.enable() takes
 _OF_LIBC = {32, 33}
-_WAITS = (61, 247)  # wait4, waitid
-_SIGTIMEDWAIT = 128
 _MAX_TIDS = 64  # that a row names
+#: include/uapi/asm-generic/signal-defs.h, without what every handler has (SA_RESTORER).
 _FLAGS = {
     0x1: "SA_NOCLDSTOP",
     0x2: "SA_NOCLDWAIT",
@@ -44,8 +42,7 @@ _FLAGS = {
     0x10000000: "SA_RESTART",
     0x40000000: "SA_NODEFER",
     0x80000000: "SA_RESETHAND",
-}  # include/uapi/asm-generic/signal-defs.h, without what every handler has (SA_RESTORER)
-_CHILD_WAITS = ("os.wait", "subprocess.", "multiprocessing.Process.join", "asyncio.subprocess")
+}
 
 
 @dataclass(slots=True)
@@ -119,10 +116,10 @@ def _known(capture: Capture, snapshot: Snapshot) -> _Known:
         {row["number"]: row for row in snapshot.tables.get("python_signals", ())},
         state,
         capture.signals.actions,
-        _awaited(capture),
-        _waiters(capture, snapshot),
-        *_connections(capture),
-        _runs_command(capture, masks),
+        awaited(capture),
+        waiters(capture, snapshot),
+        *connections(capture),
+        runs_command(capture, masks),
     )
     address = _python_handler(known)
     state = known.state
@@ -148,13 +145,19 @@ def _numbers(known: _Known) -> Iterable[int]:
 
 
 def _row(known: _Known, number: int) -> Row | None:
-    """A row: ``disposition`` ("handler", "ignored", "default", null: not known) with ``handler`` (address),
+    """The row of one signal, None where there is nothing to say.
+
+    ``disposition`` ("handler", "ignored", "default", null: not known) with ``handler`` (address),
     ``library``, ``symbol``, ``offset``, ``flags``, ``owner`` ("python", "faulthandler", "libc", "library",
     "callback": code made at run time, "nothing": not mapped any more); ``python`` in words, with
     ``python_kind``, ``python_file``, ``python_line``; ``agrees``: what the kernel does is what Python
     believes (null: not known), else ``replaced`` by "handler", "default" or "ignored"; ``kept``: places where
     others keep the address of Python's handler; ``blocked_in`` and ``pending_in`` (tids), ``pending`` (for
-    the process), ``blocked_all``, ``blocked_main``; ``awaited`` by sigwait or a signalfd."""
+    the process), ``blocked_all``, ``blocked_main``; ``awaited`` by sigwait or a signalfd. For templates:
+    ``stolen`` (a function that somebody asked for is not called), ``stolen_default`` (the same of what SIGINT
+    has in a program that is Python's), ``exits_lost`` (ended children are not kept for who waits for them),
+    ``waiters`` (of these), ``connections`` and ``listening`` sockets, ``deadly`` (SIGPIPE: by "others" than
+    Python, or by the program "itself")."""
     masks, py = known.masks, known.python.get(number)
     action = (known.actions or {}).get(number)
     disposition: str | None = _by_kernel(masks, number)
@@ -169,10 +172,31 @@ def _row(known: _Known, number: int) -> Row | None:
     row["connections"] = known.connections if number == SIGPIPE else None
     row["listening"] = known.listening if number == SIGPIPE else None
     row["text"] = _text(row)
+    row |= _for_templates(known, row)
     nothing = disposition in ("default", None) and not row["blocked_in"] and not row["pending"]
     if nothing and row["python_kind"] in (None, "default") and not row["faulthandler"] and not row["flags"]:
         return None
     return row
+
+
+def _for_templates(known: _Known, row: Row) -> Row:
+    replaced = row["agrees"] is False and row["python_kind"] == "function" and row["owner"] != "faulthandler"
+    exe = known.capture.process.exe or ""
+    program = exe == known.state.get("module") or exe.rpartition("/")[2].startswith("python")
+    deadly = None
+    if row["number"] == SIGPIPE and row["disposition"] == "default":
+        if row["python_kind"] == "ignored" and row["agrees"] is False:
+            deadly = "others"
+        elif row["python_kind"] == "default" and program:
+            deadly = "itself"
+    lost = row["disposition"] == "ignored" or "SA_NOCLDWAIT" in row["flags"]
+    return {
+        "stolen": replaced and not row["python_default"],
+        "stolen_default": replaced and row["python_default"] and program and row["library"] != exe,
+        "exits_lost": row["number"] == SIGCHLD and lost,
+        "deadly": deadly,
+        "place": f"{row['python_file']}:{row['python_line']}" if row["python_file"] else None,
+    }
 
 
 def _by_kernel(masks: Masks, number: int) -> str | None:
@@ -342,44 +366,3 @@ def _saved_rows(known: _Known, rows: list[Row]) -> list[Row]:
         for s in known.saved
         if doubt
     ]
-
-
-# -- the rest of the process ----------------------------------------------------------------------------
-
-
-def _awaited(capture: Capture) -> int:
-    """Signals that a thread is in sigwait for, or that a signalfd takes."""
-    out = 0
-    for thread in capture.threads:
-        if thread.syscall == _SIGTIMEDWAIT and thread.syscall_args:
-            try:
-                out |= capture.memory.u64(thread.syscall_args[0])
-            except MemoryFault:
-                out = (1 << LAST) - 1
-    for fd, text in capture.fds.items():
-        if "[signalfd]" in text:
-            raw = try_read(f"/proc/{capture.process.pid}/fdinfo/{fd}") or b""
-            words = [line.split()[1] for line in raw.split(b"\n") if line.startswith(b"sigmask:")]
-            out |= int(words[0], 16) if words else (1 << LAST) - 1
-    return out
-
-
-def _waiters(capture: Capture, snapshot: Snapshot) -> int:
-    """Threads and tasks that wait for a child."""
-    waits = {i for i, name in enumerate(snapshot.waits) if name.startswith(_CHILD_WAITS)}
-    stacks = sum(1 for wait in snapshot.stacks.wait.tolist() if wait in waits) if waits else 0
-    return max(stacks, sum(1 for thread in capture.threads if thread.syscall in _WAITS))
-
-
-def _connections(capture: Capture) -> tuple[int | None, int | None]:
-    """(connected sockets, listening ones) of a process."""
-    if capture.kind != "live" or not capture.fds:
-        return None, None
-    texts = [text for text in capture.fds.values() if text.startswith("socket:")]
-    return sum(" ESTABLISHED" in t for t in texts), sum(" LISTEN" in t for t in texts)
-
-
-def _runs_command(capture: Capture, masks: Masks) -> bool:
-    """Whether a thread is in system(3): it waits for a child, with SIGCHLD blocked."""
-    bit = 1 << SIGCHLD - 1
-    return any(t.syscall in _WAITS and masks.blocked.get(t.tid, bit) & bit for t in capture.threads)
