@@ -53,7 +53,7 @@ class Peek:
             data[held], ok[held] = self._memory.load_block(addresses[held], size)
         if self._reader is not None and not held.all():
             rows = np.flatnonzero(~held)
-            rows = rows[_within(self._present, addresses[rows], size)]
+            rows = rows[self._there(addresses[rows], size)]
             data[rows], ok[rows] = self._read(addresses[rows], size)
         return data, ok
 
@@ -61,6 +61,15 @@ class Peek:
         """The 64-bit words at the addresses."""
         data, ok = self(addresses, 8)
         return np.ascontiguousarray(data).view("<u8")[:, 0].copy(), ok
+
+    # Which addresses are in memory, with as many bytes behind them.
+    def _there(self, addresses: U64, size: int) -> Mask:
+        if not len(self._present):
+            return np.zeros(len(addresses), np.bool_)
+        at = np.maximum(np.searchsorted(self._present[:, 0], addresses, side="right"), 1) - 1
+        low, high = self._present[at, 0], self._present[at, 1]
+        good: Mask = (addresses >= low) & (addresses < high) & (np.uint64(size) <= high - addresses)
+        return good
 
     def _read(self, addresses: U64, size: int) -> tuple[Bytes, Mask]:
         assert self._reader is not None
@@ -145,11 +154,3 @@ def _below(present: Ranges, addresses: U64) -> U64:
     inside = np.minimum(np.maximum(addresses, present[last, 0]), present[last, 1]) - present[last, 0]
     total: U64 = np.where(at == 0, np.uint64(0), before[last] + inside)
     return total
-
-
-def _within(present: Ranges, addresses: U64, size: int) -> Mask:
-    if not len(present):
-        return np.zeros(len(addresses), np.bool_)
-    first, last = addresses & np.uint64(-PAGE & (1 << 64) - 1), addresses + np.uint64(size)
-    good: Mask = overlap(present, first, last) == last - first
-    return good

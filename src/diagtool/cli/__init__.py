@@ -26,7 +26,18 @@ INTERRUPTED = 128 + signal.SIGINT
 #: What only writing meets.
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
-_COMMANDS = ("snapshot", "leaks", "stacks", "core", "heap", "diff", "templates", "doctor", "completion")
+_COMMANDS = (
+    "snapshot",
+    "leaks",
+    "stacks",
+    "core",
+    "heap",
+    "memory",
+    "diff",
+    "templates",
+    "doctor",
+    "completion",
+)
 
 
 @click.group(

@@ -43,6 +43,7 @@ def resolve(
     values: str | None = None,
     native: bool | None = None,
     inventory: Collection[str] | None = None,
+    stacks: bool = True,
     clone: CloneMode | None = None,
     keep: Callable[[Capture], None] | None = None,
 ) -> Resolved:
@@ -53,6 +54,7 @@ def resolve(
 
     ``native``: with the heap of the C library; without it as ``heap`` says. ``inventory``: the parts of
     ``diagtool.inventory`` that are taken; without it all. Raises TargetError or StoreError.
+    ``stacks``: False leaves out threads, tasks and objects.
     ``keep`` is given the capture when it is decoded.
     ``output`` is where the result will be written: never in the place of a core, of which there is one only.
     """
@@ -70,6 +72,7 @@ def resolve(
             values=values,
             native=native,
             inventory=inventory,
+            stacks=stacks,
             clone=clone,
             keep=keep,
         )

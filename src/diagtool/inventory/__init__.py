@@ -19,6 +19,7 @@ __all__ = ["ON_REQUEST", "PARTS", "add_inventory"]
 #: Name of a part, and what it is about in words. Its module is ``diagtool.inventory.NAME``.
 PARTS: dict[str, str] = {
     "fds": "open files",
+    "memory": "whose the memory is",
     "pools": "pools of threads",
     "signals": "signals",
 }

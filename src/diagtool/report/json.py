@@ -16,6 +16,7 @@ from typing import Any
 from diagtool._version import __version__
 from diagtool.leaks.model import Cluster, Finding, Report, WaitingOn
 from diagtool.report import heapdetails
+from diagtool.report import memory as memorymap
 from diagtool.report.heap import TypeCount, Way
 from diagtool.report.nativeheap import document as native_heap
 from diagtool.report.retained import document as keepers
@@ -29,7 +30,7 @@ def dumps(document: dict[str, Any]) -> str:
 
 
 def schema(name: str) -> dict[str, Any]:
-    """The JSON Schema of a document: ``leaks``, ``stacks``, ``heap`` or ``snapshot``."""
+    """The JSON Schema of a document: ``leaks``, ``stacks``, ``heap``, ``memory`` or ``snapshot``."""
     path = Path(__file__).parent / "schema" / f"{name}-1.json"
     document: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return document
@@ -108,6 +109,18 @@ def heap(snap: Snapshot, rows: Sequence[TypeCount], ways: Sequence[Way] = ()) ->
         "native": native_heap(snap),
         **keepers(snap),
         **heapdetails.document(snap),
+        "warnings": list(snap.warnings),
+    }
+
+
+def memory(snap: Snapshot) -> dict[str, Any]:
+    """The document of ``diagtool memory``: a row an owner, and what allocators say."""
+    return {
+        "schema": "diagtool.memory/1",
+        "diagtool": __version__,
+        "target": _target(snap.target),
+        "pause_ms": _milliseconds(snap.pause_ms),
+        **memorymap.document(snap),
         "warnings": list(snap.warnings),
     }
 

@@ -263,18 +263,18 @@ class _Batch:
         return self.start + (low + int(places[0])) * _CELL if len(places) else None
 
 
-def stretch(start: int, size: U64, end: int) -> U64:
-    """The heads of the chunks in a part of a region that ends at ``end``, from the first sure place on.
+def stretch(start: int, size: U64, end: int, first: int = 0) -> tuple[int, U64]:
+    """Where chunks of a part of a region that ends at ``end`` are followed from, and their heads.
 
-    ``size`` is the second word of each 16 bytes from ``start``. Whether a chunk is in use says the head after
-    its own; the last one may be none.
+    ``size`` is the second word of each 16 bytes from ``start``. ``first``: where a chunk is known to begin;
+    without it the first sure place. Whether a chunk is in use says the head after its own.
     """
     batch = _Batch(start, size, end)
-    first = batch.sound(start)
-    if first is None:
-        return size[:0]
-    heads: U64 = batch.size[batch.run((first - start) // _CELL)]
-    return heads
+    place = first or batch.sound(start)
+    if place is None:
+        return start, size[:0]
+    cells = batch.run((place - start) // _CELL)
+    return place, batch.size[cells[batch.good[cells]]]
 
 
 def _joined(memory: AddressSpace, runs: list[_Run]) -> Chunks:

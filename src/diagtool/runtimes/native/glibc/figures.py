@@ -26,11 +26,13 @@ __all__ = ["ArenaFigures", "How", "figures"]
 #: exact: as mallinfo2() says. estimated: from a part of the heap. unknown: what is free could not be found.
 How = Literal["exact", "estimated", "unknown"]
 
-_ROUNDS = 600  # steps of all lists together
-_MOST_ALONE = 60_000  # chunks of lists that are followed alone
-_WINDOW = 64 << 10  # bytes of a stretch
-_WINDOWS = 256  # stretches of one arena
-_LEAST_SAMPLE = 16  # stretches without which nothing is said
+_ROUNDS = 300  # steps of all lists together
+_MOST_ALONE = 100_000  # chunks of lists that are followed alone
+_WINDOW = 256 << 10  # bytes of a stretch
+_WHOLE = 256  # stretches of an arena that is looked at whole
+_WINDOWS = 128  # of a larger one
+_AT_ONCE = 32  # of them
+_LEAST_SAMPLE = 16  # stretches without which nothing is said, where there are so many
 _SIZE = np.uint64(~SIZE_BITS & (1 << 64) - 1)
 
 
@@ -91,12 +93,17 @@ def _of_arena(peek: Peek, lists: _Lists, found: Arenas, number: int) -> ArenaFig
     facts = (arena.address, arena.main, max(1, len(arena.heaps)), arena.system, arena.top_size)
     if whole and free + arena.top_size <= arena.system:
         return ArenaFigures(*facts, "exact", free + arena.top_size, fast, chunks)
-    share = _sampled(peek, [r for r in found.regions if r.arena == number], arena)
-    if share is None:
+    sample = _sampled(peek, [r for r in found.regions if r.arena == number], arena)
+    if sample is None:
         return ArenaFigures(*facts, "unknown")
     inside = max(arena.system - arena.top_size, 0)
-    free = min(max(int(share * inside), free), inside)
-    return ArenaFigures(*facts, "estimated", free + arena.top_size, fast, chunks)
+    # What fast bins hold looks like in use.
+    share = 1.0 if sample.complete else inside / sample.whole
+    free = min(max(int(sample.free * share) + fast, free), inside)
+    how: How = (
+        "exact" if sample.complete and not lists.broken[mine & (lists.size != 0)].any() else "estimated"
+    )
+    return ArenaFigures(*facts, how, free + arena.top_size, fast, chunks)
 
 
 # -- lists ----------------------------------------------------------------------------------------------
@@ -215,29 +222,55 @@ def _alone(memory: AddressSpace, lists: _Lists, bounds: U64, mangled: bool) -> N
 # -- samples --------------------------------------------------------------------------------------------
 
 
-# Of an arena without its top: which share of its bytes is free, in stretches spread evenly over it.
-def _sampled(peek: Peek, regions: Sequence[Region], arena: Arena) -> float | None:
-    spans = [(r.start + PAGE - 1 & -PAGE, (arena.top if r.top else r.end) & -PAGE) for r in regions]
-    spans = [(low, high) for low, high in spans if high - low >= _WINDOW]
+@dataclass(slots=True)
+class _Sample:
+    """Bytes of chunks that were seen, and of those that are free; whether all of the arena was seen."""
+
+    whole: int = 0
+    free: int = 0
+    complete: bool = True
+
+
+# Stretches spread evenly over an arena, all of it where it is small. A chunk is of the stretch in which it
+# begins, however far it reaches: so large ones count as often as they should.
+def _sampled(peek: Peek, regions: Sequence[Region], arena: Arena) -> _Sample | None:
+    spans = [(r.start & -PAGE, (arena.top if r.top else r.end), r.start if r.exact else 0) for r in regions]
+    spans = [(low, high, first) for low, high, first in spans if high > low]
     if not spans:
         return None
-    sizes = np.array([high - low for low, high in spans], np.int64) // _WINDOW
-    number = np.unique(np.linspace(0, int(sizes.sum()) - 1, _WINDOWS).astype(np.int64))
+    sizes = np.array([(high - low + _WINDOW - 1) // _WINDOW for low, high, _ in spans], np.int64)
+    total = int(sizes.sum())
+    number = np.linspace(0, total - 1, total if total <= _WHOLE else _WINDOWS).astype(np.int64)
     before = np.cumsum(sizes) - sizes
-    span = np.searchsorted(before, number, side="right") - 1
-    lows = np.array([low for low, _ in spans], np.uint64)[span]
-    ends = np.array([high for _, high in spans], np.uint64)[span]
-    starts: U64 = lows + ((number - before[span]) * _WINDOW).astype(np.uint64)
-    steps: U64 = np.arange(_WINDOW // PAGE, dtype=np.uint64) * np.uint64(PAGE)
-    pages = starts[:, None] + steps
-    data = peek(pages.reshape(-1), PAGE)[0].reshape(len(starts), _WINDOW)
-    free = whole = good = 0
-    for start, end, raw in zip(starts.tolist(), ends.tolist(), data, strict=True):
-        heads = stretch(start, raw.view("<u8")[1::2], end)
-        if len(heads) < 2:
-            continue
-        size = heads[:-1] & _SIZE
-        whole += int(size.sum())
-        free += int(size[heads[1:] & np.uint64(PREV_INUSE) == 0].sum())
-        good += 1
-    return free / whole if good >= _LEAST_SAMPLE and whole else None
+    of = np.searchsorted(before, number, side="right") - 1
+    out = _Sample(complete=len(number) == total)
+    ends: list[tuple[int, int]] = []  # size of the last chunk of a stretch, and where the next one begins
+    known = 0  # where a chunk is known to begin
+    for i in range(0, len(number), _AT_ONCE):
+        own, steps = of[i : i + _AT_ONCE].tolist(), (number - before[of])[i : i + _AT_ONCE].tolist()
+        starts = [spans[span][0] + step * _WINDOW for span, step in zip(own, steps, strict=True)]
+        for start, span, step, raw in zip(starts, own, steps, _windows(peek, starts), strict=True):
+            _, high, first = spans[span]
+            known = first if not step else known
+            if known >= min(start + _WINDOW, high):
+                continue  # nothing begins here: a large chunk goes on beyond it
+            words = raw.view("<u8")[1::2][: (high - start) // 16]
+            sure = start <= known < high
+            place, heads = stretch(start, words, high, known if sure else 0)
+            size = heads & _SIZE
+            known = place + int(size.sum())
+            out.complete &= sure and len(heads) > 0
+            if len(heads):
+                out.whole += int(size.sum())
+                out.free += int(size[:-1][heads[1:] & np.uint64(PREV_INUSE) == 0].sum())
+                ends.append((int(size[-1]), known))
+    words, ok = peek.words(np.array([place + 8 for _, place in ends], np.uint64))
+    unused = ok & (words & np.uint64(PREV_INUSE) == 0)
+    out.free += int(np.array([size for size, _ in ends], np.int64)[unused].sum())
+    enough = out.complete or len(ends) >= _LEAST_SAMPLE
+    return out if enough and out.whole else None
+
+
+def _windows(peek: Peek, starts: Sequence[int]) -> NDArray[np.uint8]:
+    pages: U64 = np.array(starts, np.uint64)[:, None] + np.arange(0, _WINDOW, PAGE).astype(np.uint64)
+    return peek(pages.reshape(-1), PAGE)[0].reshape(len(starts), _WINDOW)
