@@ -68,19 +68,23 @@ def capture(
     exe: str | os.PathLike[str] | None = None,
     sysroot: str | os.PathLike[str] | None = None,
     clone: CloneMode = "never",
+    image_from: int | None = None,
 ) -> Capture:
     """Capture a process (pid) or open a core (path). Close it, or use it in a ``with`` statement.
 
     The process is stopped for milliseconds (``Capture.pause_ms``). ``exe`` and ``sysroot`` say where the
     files of a core from another machine are. ``clone`` allows a copy-on-write image of a process, of a large
-    one ("auto") or of any ("always"): a system call is injected for it. Raises TargetError
-    (``diagtool.capture.errors``).
+    one ("auto") or of any ("always"): a system call is injected for it. ``image_from``: bytes of memory from
+    which on a process is a large one (32 MiB). Raises TargetError (``diagtool.capture.errors``).
     """
     kind = kind_of(target)
     if kind == "live":
+        from diagtool.capture.image import AUTO_BYTES
         from diagtool.capture.live import capture_live
 
-        return capture_live(_pid(target), clone=clone)
+        return capture_live(
+            _pid(target), clone=clone, image_from=AUTO_BYTES if image_from is None else image_from
+        )
     if kind == "core":
         from diagtool.capture.core import open_core
 
@@ -134,13 +138,16 @@ def snapshot(
     if not stacks:
         return _outline(target, exe, sysroot, inventory)
     from diagtool.inventory import add_inventory
+    from diagtool.inventory.crash import add_crash
     from diagtool.runtimes.decode import decode
     from diagtool.runtimes.nativethreads import add_native_threads
     from diagtool.runtimes.owners import add_owners
 
     native = heap if native is None else native
     mode = clone or ("auto" if heap or native or why is not None else "never")
-    with capture(target, exe=exe, sysroot=sysroot, clone=mode) as captured:
+    # Who asks for signals asks for their handlers, which only an image tells, of a small process too.
+    image_from = 0 if inventory is not None and "signals" in inventory else None
+    with capture(target, exe=exe, sysroot=sysroot, clone=mode, image_from=image_from) as captured:
         if keep is not None:
             captured.memory.watch()
         try:
@@ -159,6 +166,7 @@ def snapshot(
                 add_native_threads(captured, snap)
             if inventory is None or "memory" in inventory:
                 add_owners(captured, snap)
+            add_crash(captured, snap)
             add_inventory(captured, snap, inventory)
         except TargetError as error:
             # What was missing when it was opened, a core cut off, say, is most likely why.

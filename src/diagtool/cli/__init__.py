@@ -33,6 +33,7 @@ _COMMANDS = (
     "core",
     "heap",
     "memory",
+    "signals",
     "diff",
     "templates",
     "doctor",

@@ -18,8 +18,9 @@ import numpy as np
 
 from diagtool.capture.model import Capture, CapturedThread, Mapping
 from diagtool.capture.signals import SignalInfo, name_of
+from diagtool.snapshot.model import Snapshot
 
-__all__ = ["crash"]
+__all__ = ["add_crash", "crash"]
 
 Row = dict[str, Any]
 
@@ -61,6 +62,16 @@ _NEAR = 1 << 20  # bytes from a stack pointer that a call moves it at most, near
 _STACK_STEP = 64 << 10
 _HANDLER_FRAME = 12 << 10  # bytes: with the largest vector registers (AMX)
 _TRAP, _ABORT, _SEGV = 5, 6, 11
+
+
+def add_crash(capture: Capture, snapshot: Snapshot) -> None:
+    """Add table ``crash``, of one row, to the snapshot of a core, and ``details["crash"]`` to its target."""
+    row = crash(capture)
+    if row is None:
+        return
+    snapshot.tables["crash"] = [row]
+    addresses = {k: None if row[k] is None else hex(row[k]) for k in ("address", "instruction")}
+    snapshot.target.details["crash"] = {**row, **addresses}
 
 
 def crash(capture: Capture) -> Row | None:

@@ -2,7 +2,7 @@
 
 Table ``signals``, a row a signal that somebody handles, ignores, blocks or waits for: see :func:`_row`.
 Table ``signal_state``, a row: what is known of all of them, see :func:`add`.
-Tables ``alternate_stacks`` (``altstacks.py``) and, in a core that a signal made, ``crash`` (``crash.py``).
+Table ``alternate_stacks`` (``altstacks.py``), and ``saved_handlers``: who keeps the address of Python's.
 
 Which signals are caught, ignored and blocked the kernel says of a process at any time; which function handles
 one it tells only the process, or its copy-on-write image (``capture/dispositions.py``).
@@ -19,7 +19,6 @@ from diagtool.capture.modules import Module
 from diagtool.capture.signalmasks import read_masks
 from diagtool.capture.signals import LAST, Disposition, Masks, bits, name_of
 from diagtool.inventory.altstacks import alternate_stacks
-from diagtool.inventory.crash import crash
 from diagtool.inventory.handlercode import leads_to
 from diagtool.inventory.savedhandlers import Saved, saved_handlers
 from diagtool.inventory.signalwaits import awaited, connections, runs_command, waiters
@@ -89,10 +88,6 @@ def add(capture: Capture, snapshot: Snapshot) -> None:
     ]
     snapshot.tables["alternate_stacks"] = alternate_stacks(capture, state, rows)
     snapshot.tables["saved_handlers"] = _saved_rows(known, rows)
-    told = crash(capture)
-    if told is not None:
-        snapshot.tables["crash"] = [told]
-        snapshot.target.details["crash"] = told
 
 
 def _known(capture: Capture, snapshot: Snapshot) -> _Known:

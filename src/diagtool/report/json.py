@@ -20,6 +20,8 @@ from diagtool.report import memory as memorymap
 from diagtool.report.heap import TypeCount, Way
 from diagtool.report.nativeheap import document as native_heap
 from diagtool.report.retained import document as keepers
+from diagtool.report.signals import document as signal_table
+from diagtool.report.signals import rows as signal_rows
 from diagtool.report.tree import Node
 from diagtool.snapshot.model import KINDS, Frame, Snapshot, Stack, Target
 
@@ -121,6 +123,18 @@ def memory(snap: Snapshot) -> dict[str, Any]:
         "target": _target(snap.target),
         "pause_ms": _milliseconds(snap.pause_ms),
         **memorymap.document(snap),
+        "warnings": list(snap.warnings),
+    }
+
+
+def signals(snap: Snapshot) -> dict[str, Any]:
+    """The document of ``diagtool signals``: a row a signal, and what else bears on them."""
+    return {
+        "schema": "diagtool.signals/1",
+        "diagtool": __version__,
+        "target": _target(snap.target),
+        "pause_ms": _milliseconds(snap.pause_ms),
+        **{key: _plain(value) for key, value in signal_table(snap, signal_rows(snap)).items()},
         "warnings": list(snap.warnings),
     }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from diagtool.leaks.model import Cluster, Report, is_own
-from diagtool.report.terminal import View, about, doing, frames, place, warnings
+from diagtool.report.terminal import View, about, doing, ended_by, frames, place, warnings
 from diagtool.report.text import Line, cells, clean, count, cut, pad
 from diagtool.report.tree import Node
 from diagtool.snapshot.model import Frame, Snapshot, Stack
@@ -27,6 +27,7 @@ _MAX_WAIT = 40
 
 def table(report: Report, view: View) -> Iterator[Line]:
     """The clusters, largest first. Idle ones only when the view asks for them."""
+    yield from ended_by(report.target, view)
     clusters = [c for c in report.clusters if view.idle or not c.idle]
     hidden = [c for c in report.clusters if c.idle and not view.idle]
     shown = clusters if view.idle else clusters[:MAX_CLUSTERS]
@@ -57,6 +58,7 @@ def table(report: Report, view: View) -> Iterator[Line]:
 
 def tree(snapshot: Snapshot, report: Report, nodes: Iterable[Node], view: View) -> Iterator[Line]:
     """The await tree: a task, and below it, indented, what it awaits."""
+    yield from ended_by(report.target, view)
     shown = 0
     left_out = 0
     for node in nodes:

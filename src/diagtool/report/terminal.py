@@ -64,6 +64,7 @@ class View:
 
 def leaks(report: Report, view: View) -> Iterator[Line]:
     """The lines of the whole report."""
+    yield from ended_by(report.target, view)
     for finding in report.findings[:MAX_FINDINGS]:
         yield from _finding(finding, view)
         yield []
@@ -79,6 +80,16 @@ def leaks(report: Report, view: View) -> Iterator[Line]:
             yield []
     yield from warnings(report.warnings, view)
     yield [(_totals(report), "count"), (about(report.target, report.pause_ms), "")]
+
+
+def ended_by(target: Target, view: View) -> Iterator[Line]:
+    """Which signal ended the process that left a core, and where; then an empty line."""
+    crash = target.details.get("crash")
+    text = crash.get("text") if isinstance(crash, dict) else None
+    if isinstance(text, str):
+        for i, part in enumerate(wrap(clean(text, 1000), view.width - 9)):
+            yield [("" if i else "ENDED BY ", "proven"), (" " * 9 * bool(i) + part, "")]
+        yield []
 
 
 def frames(stack: Sequence[Frame], view: View) -> Iterator[Line]:
