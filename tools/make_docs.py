@@ -161,9 +161,10 @@ def said(process: subprocess.Popen[str], word: str) -> str:
 
 @contextmanager
 def service() -> Iterator[Sample]:
-    """The demo service, and a snapshot of it."""
+    """The demo service, a snapshot and a core of it."""
     with started(SERVICE) as (_, sample):
         run(["snapshot", sample.pid, "-o", "service.diag"], sample.folder)
+        run(["core", sample.pid, "-o", "core"], sample.folder)
         yield sample
 
 

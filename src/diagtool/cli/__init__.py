@@ -32,6 +32,7 @@ _COMMANDS = (
     "stacks",
     "core",
     "heap",
+    "handles",
     "memory",
     "signals",
     "diff",

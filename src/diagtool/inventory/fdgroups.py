@@ -12,10 +12,16 @@ Row = dict[str, Any]
 _NUMBERS = re.compile(r"\d+")
 _MOST_NAMES = 8  # files of one folder and ending that are told apart; more of them are one group
 _LONGEST = 200
+#: Not memory, nor devices of which drivers open many.
+_LOSABLE = ("socket", "pipe", "eventfd", "epoll", "timerfd", "signalfd", "inotify", "fanotify", "pidfd")
 
 
 def name_groups(rows: list[Row]) -> None:
-    """Give each row its ``group``, and sockets their ``place``: the other side, or which port that called."""
+    """Give each row its ``group``, and what goes with it.
+
+    ``place`` of sockets: the other side, or which port that called. ``alike``, where nobody owns it: with
+    what it counts as lost (:func:`_alike`). ``held_by``: the owner, where somebody may ask for it.
+    """
     patterns: dict[str, set[str]] = {}
     for row in rows:
         if row["kind"] in ("file", "directory", "device"):
@@ -34,6 +40,20 @@ def name_groups(rows: list[Row]) -> None:
         else:
             group = row["kind"]
         row["group"] = group[:_LONGEST]
+        row["alike"] = _alike(row) if row.get("owned") is False else None
+        if "owner_text" in row and (row.get("deleted") or row.get("state") == "CLOSE_WAIT"):
+            row["held_by"] = [row["owner_text"]]
+
+
+def _alike(row: Row) -> str | None:
+    """What a program may open again and again and lose: no different files, no connections that came in."""
+    kind = row["kind"]
+    if kind in ("file", "directory") or (kind == "device" and row.get("detail") is None):
+        return f"{kind} {row['name']}"[:_LONGEST]
+    if kind == "socket" and (row.get("accepted") or row.get("state") == "LISTEN"):
+        return None
+    group: str = row["group"]
+    return group if kind in _LOSABLE else None
 
 
 def _of_socket(row: Row) -> str:

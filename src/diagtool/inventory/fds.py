@@ -5,19 +5,21 @@ Table ``fds``, a row a descriptor; what is not known or does not apply is left o
 - ``fd``, ``kind`` (file, directory, socket, pipe, device, epoll, eventfd, timerfd, signalfd, inotify,
   fanotify, memfd, pidfd, io_uring, dmabuf, namespace, anonymous …), ``name`` (path, addresses),
   ``detail`` (in words);
-- ``group``: what is alike, in words (``file /srv/log/#.log``, ``tcp to 10.0.0.1:5432``);
+- ``group``: what is alike, in words (``file /srv/log/#.log``, ``tcp to 10.0.0.1:5432``); ``alike``: the same
+  for templates, where nobody owns it;
 - ``access`` (r, w, rw), ``append``, ``position``, ``size``, ``allocated`` (bytes on disk), ``inode``,
   ``deleted``;
 - ``protocol``, ``local``, ``remote``, ``state``, ``receive`` and ``send`` (bytes in its queues; of a
-  listening one connections that wait, and how many may), ``idle`` (seconds since data came or went), ``accepted`` (the
-  other side called), ``place`` (the other side, or the port that it called);
+  listening one connections that wait, and how many may), ``idle`` (seconds since data came or went),
+  ``accepted`` (the other side called), ``place`` (the other side, or the port that it called);
 - ``ends``: descriptors of this process that are the other end of a pipe or a pair of sockets; ``peers``:
   other processes that have it, where somebody asked (:mod:`diagtool.inventory.peers`);
 - ``value`` (of an eventfd), ``watches``, ``dead`` and ``dead_fds`` (of an epoll: members whose descriptor is
   closed, or another file now), ``pid`` and ``alive`` (of a pidfd);
 - ``settled``: it was open before the stop and after it;
 - ``owner``, ``owner_address``, ``owner_text``, ``also``: the object that owns it, as the tables of a runtime
-  know (``fd_owners``); ``owned``: whether one does, left out where nobody looked or it may have come later.
+  know (``fd_owners``); ``owned``: whether one does, left out where nobody looked or it may have come later;
+  ``number``: whether any number that the runtime keeps has its value (``fd_numbers``).
 
 Table ``fd_limits``, one row: ``open``, ``count`` (the same), ``highest``, ``soft``, ``hard``, ``share`` (of
 soft), ``most`` (the largest group, in words), ``known`` (false: a core has no table of open files).
@@ -77,6 +79,7 @@ def add(capture: Capture, snapshot: Snapshot) -> None:
     _judge_members(look, rows, seen)
     _accepted(rows)
     _own(rows, tables.get("fd_owners"))
+    _numbers(rows, tables.get("fd_numbers", ()))
     name_groups(rows)
     tables["fds"] = [{k: v for k, v in row.items() if v is not None} for row in rows]
     tables["fd_limits"] = [_limits(capture.process.pid, rows)]
@@ -273,10 +276,10 @@ def _judge_members(
         first = _dead(look, file, seen)
         if not first:
             continue
-        again: dict[int, tuple[OpenFile | None, FileFacts | None]] = {
-            fd: (None, look.stat(fd)) for fd, _ in first
-        }
-        dead = first & _dead(look, look.fdinfo(row["fd"]), {**seen, **again})
+        # Once more: both may have changed between the two looks.
+        gone = {fd for fd, _ in first}
+        now = {fd: facts for fd, facts in seen.items() if fd not in gone}
+        dead = first & _dead(look, look.fdinfo(row["fd"]), now)
         if dead:
             row["dead"] = len(dead)
             row["dead_fds"] = sorted(fd for fd, _ in dead)[:_NAMED]
@@ -323,6 +326,15 @@ def _own(rows: list[Row], owners: Iterable[Row] | None) -> None:
             row["owned"] = True
         elif row["settled"] and row["fd"] >= _STDIO:
             row["owned"] = False
+
+
+def _numbers(rows: list[Row], told: Iterable[Row]) -> None:
+    """Whether a descriptor's number is the value of any int of the runtime, where that means anything."""
+    for known in told:
+        values = set(known["known"])
+        for row in rows:
+            if row["fd"] >= known["least"] and row["settled"]:
+                row["number"] = row["fd"] in values
 
 
 def _fits(wanted: str | None, kind: str) -> bool:

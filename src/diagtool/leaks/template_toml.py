@@ -28,7 +28,7 @@ SERIES_FACTS = "snapshots persisted grew growth age_seconds".split()
 THING_FACTS = "address type detail references from_waiters exclusive held_by waiters".split()
 
 #: What became of what rows of tables count.
-FATES = ("kept", "lost", "running", "replaced", "ignored", "blocked", "deadly", "exposed")
+FATES = ("kept", "lost", "running", "open", "replaced", "ignored", "blocked", "deadly", "exposed")
 
 GROUPINGS = ("place", "thing", "owner", "executor", "all")
 SAME = ("process", "thing", "loop", "executor")

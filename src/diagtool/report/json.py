@@ -15,6 +15,7 @@ from typing import Any
 
 from diagtool._version import __version__
 from diagtool.leaks.model import Cluster, Finding, Report, WaitingOn
+from diagtool.report import handles as openfiles
 from diagtool.report import heapdetails
 from diagtool.report import memory as memorymap
 from diagtool.report.heap import TypeCount, Way
@@ -32,7 +33,7 @@ def dumps(document: dict[str, Any]) -> str:
 
 
 def schema(name: str) -> dict[str, Any]:
-    """The JSON Schema of a document: ``leaks``, ``stacks``, ``heap``, ``memory`` or ``snapshot``."""
+    """The JSON Schema of the document of a command: ``leaks``, ``stacks``, ``heap`` …"""
     path = Path(__file__).parent / "schema" / f"{name}-1.json"
     document: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return document
@@ -111,6 +112,18 @@ def heap(snap: Snapshot, rows: Sequence[TypeCount], ways: Sequence[Way] = ()) ->
         "native": native_heap(snap),
         **keepers(snap),
         **heapdetails.document(snap),
+        "warnings": list(snap.warnings),
+    }
+
+
+def handles(snap: Snapshot, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The document of ``diagtool handles``: a row a descriptor, and the limits."""
+    return {
+        "schema": "diagtool.handles/1",
+        "diagtool": __version__,
+        "target": _target(snap.target),
+        "pause_ms": _milliseconds(snap.pause_ms),
+        **openfiles.document(snap, rows),
         "warnings": list(snap.warnings),
     }
 

@@ -55,6 +55,9 @@ _STREAMS = ("stdin", "stdout", "stderr")
 _FAMILIES = {1: "unix", 16: "netlink", 17: "packet", 40: "vsock"}
 _INET = (2, 10)
 
+#: What a selector keeps for itself (selectors.py).
+_MAPPINGS = ("_SelectorMapping",)
+
 _MOST_OBJECTS = 200_000  # of one type
 _MOST_ROWS = 200_000
 _MOST_INTS = 4_000_000
@@ -238,7 +241,7 @@ def _registrations(ctx: Context, census: HeapCensus, bases: dict[str, list[int]]
     for i, address, names in _heap_types(ctx, census):
         if "_fd_to_key" in names:
             selectors += census.of(i)[:_MOST_OBJECTS].tolist()
-        if "_selector" in names:
+        if "_selector" in names and ctx.objects.type_name(address) not in _MAPPINGS:
             objects = census.of(i)[:_MOST_OBJECTS]
             for selector, owner in zip(
                 v.attribute(objects, "_selector").tolist(), objects.tolist(), strict=True
