@@ -22,6 +22,7 @@ PARTS: dict[str, str] = {
     "memory": "whose the memory is",
     "pools": "pools of threads",
     "signals": "signals",
+    "ffi": "mapped libraries",
 }
 
 #: Parts that are taken only where they are named, after the others.

@@ -13,8 +13,10 @@ from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.heap.census import HeapCensus
 from diagtool.runtimes.cpython.heap.details.arrays import add_array_views
 from diagtool.runtimes.cpython.heap.details.caches import add_caches
+from diagtool.runtimes.cpython.heap.details.ctypesobjects import add_ctypes
 from diagtool.runtimes.cpython.heap.details.debugmode import add_debug_mode
 from diagtool.runtimes.cpython.heap.details.exceptions import add_exceptions
+from diagtool.runtimes.cpython.heap.details.exports import add_exports
 from diagtool.runtimes.cpython.heap.details.fdowners import add_fd_owners
 from diagtool.runtimes.cpython.heap.details.foreign import add_foreign
 from diagtool.runtimes.cpython.heap.details.registries import add_registries
@@ -31,7 +33,9 @@ _ADDERS: dict[str, _Adder] = {
     "exceptions": add_exceptions,
     "views of arrays": add_array_views,
     "asyncio's debug mode": add_debug_mode,
+    "objects of ctypes": add_ctypes,
     "callbacks and handles of C code": add_foreign,
+    "memory that objects lend to others": add_exports,
     "owners of open files": add_fd_owners,
 }
 

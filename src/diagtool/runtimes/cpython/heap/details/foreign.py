@@ -14,10 +14,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diagtool.capture.memory import U64
+from diagtool.capture.memory import U64, MemoryFault
 from diagtool.runtimes.cpython.context import Context
+from diagtool.runtimes.cpython.extensions import ModulesByAddress
 from diagtool.runtimes.cpython.heap.census import HeapCensus
-from diagtool.runtimes.cpython.heap.details.callables import registered
+from diagtool.runtimes.cpython.heap.details.amounts import objects_of
+from diagtool.runtimes.cpython.heap.details.callables import registered, unwrapped
+from diagtool.runtimes.cpython.heap.details.ctypesobjects import library_at_handle
 from diagtool.runtimes.cpython.objects.addresssets import contains
 from diagtool.runtimes.cpython.threads.interpreters import Interpreter
 
@@ -26,6 +29,10 @@ __all__ = ["add_foreign"]
 _THUNK = "CThunkObject"
 _AFTER_CALLABLE = 40  # bytes from a thunk's callable to its basic size
 _CFFI = "_cffi_backend.__CDataOwnGC"
+_CFFI_GC = "_cffi_backend.__CDataGCP"
+_CFFI_OPENED = "_cffi_backend.Library"  # ffi.dlopen() without a compiled module
+_CFFI_COMPILED = "_cffi_backend.Lib"
+_MOST_LIBRARIES = 1_000
 _USER_DATA = 48  # of an ffi_closure on x86-64: behind the trampoline (32 bytes), cif and fun
 _MAX_ROWS = 2_000
 
@@ -34,9 +41,12 @@ def add_foreign(ctx: Context, census: HeapCensus, _: Sequence[Interpreter]) -> N
     """Add the tables ``callbacks`` and ``cffi_handles``. What is known to be garbage is left out.
 
     ``callbacks``, a row a function: ``library`` (ctypes, cffi), ``function``, ``count`` of its callbacks,
-    ``instances`` (objects that it is bound to) and the type ``of`` these, ``address`` of one callable.
+    ``instances`` (objects that it is bound to) and the type ``of`` these, ``address`` of one callable,
+    ``file`` and ``line`` where it is Python's.
     ``cffi_handles``, a row a type: ``stands_for`` (that type), ``count``, ``address`` of one
     handle.
+    ``cffi_destructors``, a row a function that ffi.gc() will call: ``function``, ``count``, ``address``,
+    ``file``, ``line``. And rows of ``ffi_libraries`` for what cffi loaded.
     """
     v = ctx.vectors
     thunks = _named(ctx, census, _THUNK)
@@ -61,9 +71,18 @@ def add_foreign(ctx: Context, census: HeapCensus, _: Sequence[Interpreter]) -> N
             "instances": r.instances,
             "of": r.of,
             "address": r.example,
+            **_place(ctx, r.example),
         }
         for library, r in rows[:_MAX_ROWS]
     ]
+    # The destructor is the last field; what is between it and the head has changed with versions of cffi.
+    pending = [v.words(census.of(k), int(sizes[k]) - 8) for k in _named(ctx, census, _CFFI_GC)]
+    tables["cffi_destructors"] = [
+        {"function": r.name, "count": r.count, "address": r.example, **_place(ctx, r.example)}
+        for r in registered(ctx, np.concatenate([np.zeros(0, np.uint64), *pending]))[:_MAX_ROWS]
+    ]
+    others = [r for r in tables.get("ffi_libraries", []) if r.get("by") != "cffi"]
+    tables["ffi_libraries"] = others + _libraries(ctx, census)
     handles = cdata[data == cdata]
     tables["cffi_handles"] = _by_type(ctx, handles, own[data == cdata])[:_MAX_ROWS]
 
@@ -76,6 +95,43 @@ def _named(ctx: Context, census: HeapCensus, name: str) -> list[int]:
         for i, address in enumerate(census.types.address.tolist())
         if ctx.objects.type_name(address).rpartition(".")[2] == last
     ]
+
+
+def _libraries(ctx: Context, census: HeapCensus) -> list[dict[str, object]]:
+    """What ffi.dlopen() gave: DynLibObject begins with dl_handle and dl_name, LibObject with l_types_builder,
+    l_dict, l_libname (a str), l_ffi, l_libhandle (of the extension module itself: 0)."""
+    o, v = ctx.objects, ctx.vectors
+    head = ctx.runtime.layout["sizeof.PyObject"]
+    modules = ModulesByAddress(ctx.capture.modules)
+    found: dict[tuple[str, str | None], int] = {}
+    for kind, handle_at, name_at in ((_CFFI_OPENED, 0, 8), (_CFFI_COMPILED, 32, 16)):
+        objects = objects_of(census, _named(ctx, census, kind))[:_MOST_LIBRARIES]
+        handles = v.words(objects, head + handle_at).tolist()
+        for handle, name in zip(handles, v.words(objects, head + name_at).tolist(), strict=True):
+            if not handle:
+                continue
+            text = _text(ctx, name) if kind == _CFFI_OPENED else o.text(name)
+            key = (text or "?", library_at_handle(ctx, modules, handle))
+            found[key] = found.get(key, 0) + 1
+    return [
+        {"by": "cffi", "name": name, "library": library, "count": count}
+        for (name, library), count in found.items()
+    ]
+
+
+def _text(ctx: Context, address: int) -> str | None:
+    try:
+        return ctx.objects.memory.cstring(address, 256).decode("utf-8", "replace") if address else None
+    except MemoryFault:
+        return None
+
+
+def _place(ctx: Context, callback: int) -> dict[str, object]:
+    """Where a function of Python is: file and line of its code."""
+    function = unwrapped(ctx, np.array([callback], np.uint64))[0]
+    codes = ctx.vectors.field(ctx.vectors.only(function, "function"), "PyFunctionObject.func_code")
+    code = ctx.codes.get(int(codes[0])) if codes[0] else None
+    return {"file": code.filename if code else None, "line": code.first_line if code else None}
 
 
 def _callables(ctx: Context, closures: U64) -> U64:
