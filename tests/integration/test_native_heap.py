@@ -10,12 +10,15 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from diagtool.capture.core import open_core
 from diagtool.capture.live import capture_live
+from diagtool.capture.model import Capture
 from diagtool.runtimes.native import NativeHeap, native_heap
+from diagtool.runtimes.native.malloc import add_malloc
 from diagtool.runtimes.native.model import FREE
 from integration.interpreters import INDEX, Interpreter, interpreters
 from native import built, started
@@ -33,6 +36,18 @@ class Told:
     usable: dict[int, int]  # address of a block in use -> malloc_usable_size
     paths: dict[str, Path]
     pid: int
+    figures: dict[str, dict[str, Any]]  # what is read of malloc without walking the heap
+
+
+def malloc_figures(capture: Capture) -> dict[str, Any]:
+    """The row of the table ``malloc``, with names of mallinfo2() for its columns."""
+    tables: dict[str, list[dict[str, Any]]] = {}
+    add_malloc(capture, tables)
+    (row,) = tables["malloc"]
+    assert [row["how"]] == list({a["how"] for a in tables["malloc_arenas"]}) == ["exact"]
+    names = {"arena": "system", "uordblks": "used", "fordblks": "free", "fsmblks": "fast"}
+    names |= {"hblks": "mapped_blocks", "hblkhd": "mapped_bytes"}
+    return {theirs: row[ours] for theirs, ours in names.items()}
 
 
 def told(path: Path) -> tuple[dict[str, int], dict[int, int]]:
@@ -65,6 +80,7 @@ def program(
         running.say(str(folder / "told"))
         assert running.line() == "TOLD"
         with capture_live(running.pid) as capture:
+            figures = {"live": malloc_figures(capture)}
             heaps["live"] = native_heap(capture)
         paths = cores(running.pid, folder)
         running.process.wait(60)
@@ -72,8 +88,9 @@ def program(
         info, usable = told(folder / "told")
         for way, path in paths.items():
             with open_core(str(path)) as capture:
+                figures[way] = malloc_figures(capture)
                 heaps[way] = native_heap(capture)
-        yield request.param, Told(info, usable, paths, running.pid), heaps
+        yield request.param, Told(info, usable, paths, running.pid, figures), heaps
     shutil.rmtree(folder)
 
 
@@ -91,6 +108,14 @@ def test_totals_are_those_of_mallinfo(program: tuple[str, Told, dict[str, Native
     assert sum(a.fast for a in heap.arenas) == info["fsmblks"]
     assert int((heap.blocks.state == FREE).sum()) + len(heap.arenas) == info["ordblks"]
     assert len(heap.arenas) == 4 and heap.thread_caches == 4
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_totals_without_a_walk_are_those_of_mallinfo(
+    program: tuple[str, Told, dict[str, NativeHeap]], way: str
+) -> None:
+    _, told, _ = program
+    assert told.figures[way] == {name: told.info[name] for name in told.figures[way]}
 
 
 # What arenas themselves take of their heaps counts as used for malloc.
@@ -161,8 +186,10 @@ def test_the_c_libraries_of_other_systems(loader: Path, what: str, tmp_path: Pat
         running.say(str(tmp_path / "told"))
         assert running.line() == "TOLD"
         with capture_live(running.pid) as capture:
+            figures = malloc_figures(capture)
             heap = native_heap(capture)
     info, usable = told(tmp_path / "told")
+    assert figures == {name: info[name] for name in figures}
     blocks = heap.blocks
     used = dict(zip(blocks.address[blocks.used].tolist(), blocks.usable[blocks.used].tolist(), strict=True))
     assert {address: used.get(address) for address in usable} == usable

@@ -114,6 +114,9 @@ def pages_with_content(capture: Capture) -> Ranges:
     A core has pages that were never touched, as zeros (gcore writes them, the kernel leaves holes). Beyond a
     gigabyte they are not looked at: what is held counts.
     """
+    known = capture.found.get(_PRESENT)
+    if isinstance(known, np.ndarray):
+        return known
     held = merged((s.start, s.end) for s in capture.memory.segments if not s.buffer)  # 0: the core itself
     room = _MOST_LOOKED_AT
     found: list[tuple[int, int]] = []
@@ -129,7 +132,9 @@ def pages_with_content(capture: Capture) -> Ranges:
         parts.append(runs(np.asarray(some), start))
     rest = [*found, *_less(merged(looked), writable)]
     joined = np.concatenate([*parts, np.array(rest, np.uint64).reshape(-1, 2)])
-    return np.array(merged((a, b) for a, b in joined.tolist()), np.uint64).reshape(-1, 2)
+    pages: Ranges = np.array(merged((a, b) for a, b in joined.tolist()), np.uint64).reshape(-1, 2)
+    capture.found[_PRESENT] = pages
+    return pages
 
 
 # Of sorted, disjoint ranges what is in none of ``taken``.

@@ -18,6 +18,7 @@ from diagtool.leaks.evidence import sentences, waiting_on
 from diagtool.leaks.facts import CALLBACK, Facts, Rows
 from diagtool.leaks.growth import derive, missing
 from diagtool.leaks.match import Match, Matcher
+from diagtool.leaks.memorygrowth import derive_memory
 from diagtool.leaks.model import NO_STACKS, Finding, Report
 from diagtool.leaks.pattern import StackPattern
 from diagtool.leaks.series import Course, in_order
@@ -63,6 +64,7 @@ def judge(
     made = [(_finding(facts, m, course), m.rows) for m in matches]
     every = [*(Facts(s) for s in series[:-1]), facts]
     derive(every)
+    derive_memory(every)
     for template in known:
         if template.kind == "table":
             made += [(f, np.zeros(0, np.intp)) for f in judge_table(template, every, course, min_count)]

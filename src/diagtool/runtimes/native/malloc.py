@@ -12,10 +12,12 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from diagtool.capture.claims import claim, claims
 from diagtool.capture.memory import U64
 from diagtool.capture.model import Capture
-from diagtool.capture.peek import Peek
+from diagtool.capture.peek import Peek, overlap, pages_with_content, present_pages
 from diagtool.capture.plan import is_anonymous
 from diagtool.capture.segments import merged
 from diagtool.runtimes.native.allocators import named_allocators
@@ -36,6 +38,7 @@ GLIBC, MAPPED, STACKS = "glibc heap", "glibc mapped blocks", "thread stacks"
 _WALKED = "glibc"  # the heap that was walked, among what a capture has found
 _DEFAULT_FACTOR = 8  # arenas a processor, NARENAS_FROM_NCORES in arena.c
 _ARENA_MAX = re.compile(r"glibc\.malloc\.arena_max=(\d+)")
+_MANY_ARENAS = 8  # besides the main one
 _MOST_ROWS = 2000  # arenas that are told one by one
 
 Row = dict[str, Any]
@@ -50,9 +53,11 @@ def add_malloc(capture: Capture, tables: dict[str, list[Row]]) -> None:
     end), ``how`` ("exact" as mallinfo2() says, "estimated", "unknown": then ``used`` and ``free`` are None),
     ``mapped_blocks`` and ``mapped_bytes`` (blocks with a mapping of their own: hblks, hblkhd), ``arena_max``
     (None: nobody set it), ``cores``, ``arena_limit``, ``trim_threshold``, ``mmap_threshold``; None where not
-    known. ``malloc_arenas``: ``address``, ``main``, ``heaps``, ``system``, ``used``, ``free``, ``fast``,
-    ``top``, ``chunks`` (free ones), ``how``. ``thread_stacks``: ``tid``, ``start``, ``end``, ``pointer``.
-    ``allocators``: ``name``, ``library``.
+    known. ``rss`` (resident, tops left out), ``idle`` (of that what is not in use), ``idle_share``, ``text``
+    (that in words), ``others`` (arenas besides the main one), ``pattern``: "arenas" where it is these that
+    hold most of what is idle, "holes" otherwise. ``malloc_arenas``: ``address``, ``main``, ``heaps``, ``system``, ``used``,
+    ``free``, ``fast``, ``top``, ``chunks`` (free ones), ``how``, ``rss``, ``idle``. ``thread_stacks``:
+    ``tid``, ``start``, ``end``, ``pointer``. ``allocators``: ``name``, ``library``.
     """
     stacks = thread_stacks(capture)
     main = {(m.start, m.end) for m in capture.mappings if m.path == "[stack]"}
@@ -84,21 +89,67 @@ def _add_glibc(capture: Capture, peek: Peek, tables: dict[str, list[Row]]) -> No
     claim(capture, GLIBC, found.claimed)
     walked = _walked(capture)
     arenas = figures(memory, peek, found) if walked is None else _figures_of(walked)
+    resident = _resident(capture, found)
     starts = [r.start for r in found.regions if found.arenas[r.arena].main]
     starts += [m.start for m in capture.mappings if m.path == "[heap]"]
     settings = find_settings(memory, own, starts)
     mapped = _mapped_blocks(capture, peek, found, settings, walked)
     claim(capture, MAPPED, mapped)
-    tables["malloc"].append(_totals(capture, arenas, settings, mapped))
-    rows = sorted(arenas, key=lambda a: (not a.main, -a.system))[:_MOST_ROWS]
-    tables["malloc_arenas"] += [
-        {**{n: getattr(a, n) for n in ("address", "main", "heaps", "system", "used", "free")}, **_rest(a)}
-        for a in rows
-    ]
+    rows = [_arena(a, resident.get(a.address, 0)) for a in arenas]
+    tables["malloc"].append({**_totals(capture, arenas, settings, mapped), **_idle(rows)})
+    rows.sort(key=lambda r: (not r["main"], -r["system"]))
+    tables["malloc_arenas"] += rows[:_MOST_ROWS]
 
 
-def _rest(arena: ArenaFigures) -> Row:
-    return {name: getattr(arena, name) for name in ("fast", "top", "chunks", "how")}
+_COLUMNS = ("address", "main", "heaps", "system", "used", "free", "fast", "top", "chunks", "how")
+
+
+def _arena(arena: ArenaFigures, resident: int) -> Row:
+    idle = None if arena.used is None else max(resident - arena.used, 0)
+    return {**{name: getattr(arena, name) for name in _COLUMNS}, "rss": resident, "idle": idle}
+
+
+# Bytes of each arena that are in memory, its top left out.
+def _resident(capture: Capture, found: Arenas) -> dict[int, int]:
+    pages = present_pages(capture) if capture.kind == "live" else pages_with_content(capture)
+    starts: U64 = np.array([r.start for r in found.regions], np.uint64)
+    ends: U64 = np.array([r.top or r.end for r in found.regions], np.uint64)
+    out: dict[int, int] = {}
+    for region, size in zip(found.regions, overlap(pages, starts, ends).tolist(), strict=True):
+        address = found.arenas[region.arena].address
+        out[address] = out.get(address, 0) + int(size)
+    return out
+
+
+# How much of what is resident nobody uses; and whether that is so because there are many arenas.
+def _idle(rows: list[Row]) -> Row:
+    resident = sum(r["rss"] for r in rows)
+    if any(r["idle"] is None for r in rows):
+        nothing = dict.fromkeys(("idle", "idle_share", "bytes", "pattern", "text"))
+        return {"rss": resident, "others": len(rows) - 1, **nothing}
+    idle = sum(r["idle"] for r in rows)
+    others = [r for r in rows if not r["main"]]
+    share = idle / resident if resident else 0.0
+    some = "about " if any(r["how"] == "estimated" for r in rows) else ""
+    text = f"{some}{_mb(idle)} of the {_mb(resident)} that {_arenas(len(rows))} in memory are in no "
+    spread = len(others) >= _MANY_ARENAS and 2 * sum(r["idle"] for r in others) >= idle
+    return {
+        "rss": resident,
+        "idle": idle,
+        "idle_share": round(share, 4),
+        "bytes": idle,
+        "others": len(others),
+        "pattern": "arenas" if spread else "holes",
+        "text": f"{text}block in use ({share:.0%})",
+    }
+
+
+def _arenas(number: int) -> str:
+    return "the one arena has" if number == 1 else f"{number:,} arenas have"
+
+
+def _mb(number: int) -> str:
+    return f"{number / 1e6:,.0f} MB"
 
 
 # Of the walk: what mallinfo2() counts as free is what is in bins, fast bins and tops, not in thread caches.

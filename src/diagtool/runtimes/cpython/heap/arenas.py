@@ -19,7 +19,7 @@ from diagtool.capture.claims import claim
 from diagtool.capture.errors import NotSupported
 from diagtool.capture.memory import PAGE, U64, MemoryFault
 from diagtool.capture.model import Capture
-from diagtool.capture.peek import Peek
+from diagtool.capture.peek import Peek, overlap, pages_with_content, present_pages
 from diagtool.capture.plan import is_writable_private
 from diagtool.capture.segments import merged
 from diagtool.runtimes.cpython.runtime import Runtime, find_runtime
@@ -45,7 +45,8 @@ def add_arenas(capture: Capture, snapshot: Snapshot) -> None:
     ``arenas`` (segments of mimalloc in a free-threaded build), ``bytes`` of these, ``used``: bytes of blocks
     in use, ``free``: bytes of the arenas that are in no block in use (free blocks, free pools, headers),
     ``free_pools``: of these the bytes of pools with no block in use; ``pools`` with blocks in use;
-    ``allocator``. ``used``, ``free`` and ``free_pools`` are None where memory is missing. No row: not found.
+    ``allocator``; ``rss`` of the arenas, ``idle``: of that what is in no block in use, ``idle_share``.
+    ``used``, ``free``, ``pools`` and ``idle`` are None where memory is missing. No row: not found.
     """
     rows: list[dict[str, Any]] = []
     snapshot.tables["python_arenas"] = rows
@@ -69,17 +70,24 @@ def _add(ctx: _Allocator, rows: list[dict[str, Any]]) -> None:
     if ctx.runtime.free_threaded:
         ranges, used, paged = _segments(ctx)
         if len(ranges):
-            whole = int((ranges[:, 1] - ranges[:, 0]).sum())
             claim(ctx.capture, OWNER, ranges)
-            rows.append(_row("mimalloc", len(ranges), whole, used, whole - paged, None))
+            empty = int((ranges[:, 1] - ranges[:, 0]).sum()) - paged
+            rows.append(_row("mimalloc", ranges, _resident(ctx, ranges), used, empty, None))
         return
     size = ctx.runtime.layout["const.ARENA_SIZE"]
     found = _arenas(ctx)
     if len(found):
-        claim(ctx.capture, OWNER, np.stack([found[:, 0], found[:, 0] + np.uint64(size)], axis=1))
+        ranges = np.stack([found[:, 0], found[:, 0] + np.uint64(size)], axis=1)
+        claim(ctx.capture, OWNER, ranges)
         in_use, pools = _in_use(ctx, found[:, 0], size)
         empty = int(found[:, 1].sum()) * ctx.runtime.layout["const.POOL_SIZE"]
-        rows.append(_row("pymalloc", len(found), len(found) * size, in_use, empty, pools))
+        rows.append(_row("pymalloc", ranges, _resident(ctx, ranges), in_use, empty, pools))
+
+
+def _resident(ctx: _Allocator, ranges: U64) -> int:
+    capture = ctx.capture
+    pages = present_pages(capture) if capture.kind == "live" else pages_with_content(capture)
+    return int(overlap(pages, ranges[:, 0], ranges[:, 1]).sum())
 
 
 def _segments(ctx: _Allocator) -> tuple[U64, int, int]:
@@ -99,16 +107,27 @@ def _segments(ctx: _Allocator) -> tuple[U64, int, int]:
 
 
 def _row(
-    allocator: str, arenas: int, whole: int, used: int | None, empty: int, pools: int | None
+    allocator: str, ranges: U64, resident: int, used: int | None, empty: int, pools: int | None
 ) -> dict[str, Any]:
+    whole = int((ranges[:, 1] - ranges[:, 0]).sum())
+    idle = None if used is None else max(resident - used, 0)
+    share = idle / resident if idle is not None and resident else None
+    text = None
+    if idle is not None and share is not None:
+        where = f"{resident / 1e6:,.0f} MB that {len(ranges):,} arenas have in memory"
+        text = f"{idle / 1e6:,.0f} MB of the {where} hold no object ({share:.0%})"
     return {
         "allocator": allocator,
-        "arenas": arenas,
+        "arenas": len(ranges),
         "bytes": whole,
         "used": used,
         "free": None if used is None else max(whole - used, 0),
         "free_pools": empty,
         "pools": pools,
+        "rss": resident,
+        "idle": idle,
+        "idle_share": None if share is None else round(share, 4),
+        "text": text,
     }
 
 
