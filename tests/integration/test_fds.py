@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +226,87 @@ def test_a_kind_that_is_not_there_is_wrong_usage(
     assert "socket.socket" not in capsys.readouterr().out
     assert main(["handles", str(running.pid), "--no-owners", "--kind", "dragons"]) == 2
     assert "no open file of the kind dragons; there are: " in capsys.readouterr().err
+
+
+# --- other processes ---------------------------------------------------------------------------------------
+
+APART = """
+import ctypes, os, signal, socket
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.unshare(0x40000000):
+    print("SKIP no network namespace of its own:", os.strerror(ctypes.get_errno()), flush=True)
+listening = socket.create_server(("0.0.0.0", 0), backlog=5)
+local = socket.socket(socket.AF_UNIX)
+local.bind("\\0apart")
+local.listen(3)
+print("PORT", listening.getsockname()[1])
+print("READY", os.getpid(), flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("interpreter", ONE, ids=str)
+@pytest.mark.parametrize("how", ["netlink", "text"])
+def test_sockets_of_another_network_namespace(
+    interpreter: Interpreter, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "apart.py"
+    path.write_text(APART)
+    if how == "text":
+
+        def refused(pid: int, work: Callable[[], None]) -> None:
+            raise PermissionError(1, "setns")
+
+        monkeypatch.setattr("diagtool.capture.sockets._in_namespace", refused)
+    ours = Path("/proc/thread-self/ns/net").readlink()
+    with launch(path, interpreter=interpreter) as program:
+        port = program.wait_line("PORT ").split()[1]
+        rows = diagtool.snapshot(program.pid, inventory=("fds",), frames=False).tables["fds"]
+    listening = [row for row in rows if row.get("state") == "LISTEN"]
+    assert {row["local"] for row in listening} == {f"0.0.0.0:{port}", "@apart"}
+    assert {row.get("send") for row in listening} == ({5, 3} if how == "netlink" else {None})
+    assert Path("/proc/thread-self/ns/net").readlink() == ours
+
+
+NOT_PYTHON = """
+#include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+int main(void) {
+    prctl(PR_SET_PDEATHSIG, 9);
+    int ends[2], poll = epoll_create1(0), event = eventfd(41, 0), timer = timerfd_create(CLOCK_MONOTONIC, 0);
+    struct itimerspec when = {{60, 0}, {3600, 0}};
+    struct epoll_event wanted = {.events = EPOLLIN};
+    timerfd_settime(timer, 0, &when, NULL);
+    if (pipe(ends)) return 1;
+    for (int i = 0; i < 3; i++) epoll_ctl(poll, EPOLL_CTL_ADD, dup(ends[0]), &wanted);
+    close(ends[1] + 1);
+    printf("READY %d %d %d %d %d\\n", getpid(), poll, event, timer, ends[0]);
+    fflush(stdout);
+    for (;;) pause();
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
+def test_a_process_without_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "program.c").write_text(NOT_PYTHON)
+    subprocess.run(["gcc", "-o", "program", "program.c"], cwd=tmp_path, check=True)
+    with subprocess.Popen([tmp_path / "program"], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            pid, poll, event, timer, pipe = map(int, process.stdout.readline().split()[1:])
+            assert main(["handles", str(pid), "--format", "json"]) == 0
+        finally:
+            process.kill()
+    document = json.loads(capsys.readouterr().out)
+    jsonschema.validate(document, schema("handles"))
+    rows = {row["fd"]: row for row in document["handles"]}
+    assert (rows[poll]["watches"], rows[poll]["dead"], rows[poll]["dead_fds"]) == (3, 1, [pipe + 2])
+    assert rows[event]["value"] == 41
+    assert rows[timer]["detail"].startswith("in 3") and rows[timer]["detail"].endswith("then every 60 s")
+    assert rows[pipe]["ends"] == [pipe + 1]
+    assert document["owners_known"] is False and "owned" not in rows[pipe]

@@ -108,6 +108,8 @@ def _row(
 ) -> Row:
     fd, link = descriptor.number, descriptor.link
     kind, name = kind_of(link)
+    if kind == "socket":
+        return _socket(look.pid, descriptor, link)
     file = look.fdinfo(fd)
     facts = None if file is None or look.is_remote(file) else look.stat(fd)
     seen[fd] = file, facts
@@ -127,9 +129,7 @@ def _row(
         row["name"] = link.removesuffix(" (deleted)")
     if row["kind"] == "device":
         row["detail"] = device_of(link) or None
-    if kind == "socket":
-        _add_socket(look.pid, row, descriptor)
-    elif file is not None and (kind == "" or kind in _TELL):
+    if file is not None and (kind == "" or kind in _TELL):
         _TELL.get(kind, _tell_nothing)(row, file)
     if try_readlink(f"/proc/{look.pid}/fd/{fd}") != link:
         # Closed, or another one now: what was read may be of that.
@@ -138,18 +138,21 @@ def _row(
     return row
 
 
-def _add_socket(pid: int, row: Row, descriptor: Descriptor) -> None:
+def _socket(pid: int, descriptor: Descriptor, link: str) -> Row:
+    """A socket; all that is told of it was read with its link."""
+    row: Row = {"fd": descriptor.number, "kind": "socket", "name": "", "settled": descriptor.settled}
+    row["inode"] = int(link[len("socket:[") : -1])
     found = descriptor.socket
     if found is None:
         protocol = protocol_of(pid, descriptor.number)
         row["protocol"] = protocol or None
-        row["name"] = ""
         row["state"] = "unconnected" if protocol in ("tcp", "udp") else None
-        return
+        return row
     row["protocol"], row["local"], row["remote"] = found.protocol, found.local or None, found.remote or None
     row["state"], row["receive"], row["send"] = found.state or None, found.receive, found.send
     row["idle"], row["pair"] = found.idle, found.peer
     row["name"] = f"{found.local} -> {found.remote}" if found.remote else found.local
+    return row
 
 
 def _tell_nothing(row: Row, file: OpenFile) -> None:
@@ -248,7 +251,7 @@ def _pair_ends(rows: list[Row]) -> None:
     by_end: dict[tuple[str, int, str], list[int]] = {}
     for row in rows:
         if row["kind"] in ("pipe", "socket") and "inode" in row:
-            access = row.get("access") or "" if row["kind"] == "pipe" else ""
+            access = row.get("access") or "" if row["kind"] == "pipe" else ""  # sockets have one end each
             for end in ("r", "w") if access == "rw" else (access,):
                 ends = by_end.setdefault((row["kind"], row["inode"], end), [])
                 if len(ends) < _NAMED:
