@@ -15,6 +15,7 @@ from typing import Any
 
 from diagtool._version import __version__
 from diagtool.leaks.model import Cluster, Finding, Report, WaitingOn
+from diagtool.report import ffi as foreign
 from diagtool.report import handles as openfiles
 from diagtool.report import heapdetails
 from diagtool.report import memory as memorymap
@@ -124,6 +125,18 @@ def handles(snap: Snapshot, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "target": _target(snap.target),
         "pause_ms": _milliseconds(snap.pause_ms),
         **openfiles.document(snap, rows),
+        "warnings": list(snap.warnings),
+    }
+
+
+def ffi(snap: Snapshot) -> dict[str, Any]:
+    """The document of ``diagtool ffi``: a list a part, addresses as hex."""
+    return {
+        "schema": "diagtool.ffi/1",
+        "diagtool": __version__,
+        "target": _target(snap.target),
+        "pause_ms": _milliseconds(snap.pause_ms),
+        **_plain(foreign.document(snap)),
         "warnings": list(snap.warnings),
     }
 
