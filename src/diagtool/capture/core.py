@@ -43,6 +43,7 @@ from diagtool.capture.modulefiles import FilePages, ModuleFiles
 from diagtool.capture.modules import Module, modules_from_mappings
 from diagtool.capture.notes import AT_ENTRY, AT_EXECFN, AT_PHDR, CoreNotes, FileNote, read_notes
 from diagtool.capture.paging import MappedFile, map_regular_file
+from diagtool.capture.peek import EXTENTS
 from diagtool.capture.procfs import environ_of_interest
 
 __all__ = ["open_core"]
@@ -113,6 +114,7 @@ def open_core(
             warnings=warnings,
             missing=missing_bytes(ranges) + notes.left_out,
             signals=notes.signals,
+            found={EXTENTS: core.extents},
             _closers=list(closers),
         )
     except BaseException:

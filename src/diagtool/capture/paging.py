@@ -8,6 +8,7 @@ therefore releases what it is done with: the pages stay in the page cache and co
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -24,13 +25,19 @@ __all__ = ["FILE_RESIDENT_LIMIT", "MappedFile", "file_resident", "map_regular_fi
 FILE_RESIDENT_LIMIT = 128 << 20
 
 _PAGE = mmap.PAGESIZE
+_MOST_EXTENTS = 1 << 17
 
 
 class MappedFile:
-    """A file mapped read-only. ``map`` is the mapping, ``array`` the same bytes as a numpy array."""
+    """A file mapped read-only. ``map`` is the mapping, ``array`` the same bytes as a numpy array.
+
+    ``random``: of a core, say. Then ``extents`` has what is no hole of a sparse file, as n x (start, end) in
+    bytes; None where it has no holes, or too many.
+    """
 
     def __init__(self, fd: int, size: int, *, random: bool = False) -> None:
         self.size = size
+        self.extents = _extents(fd, size) if random else None
         self.map = _map(fd, size)
         self.array: NDArray[np.uint8] = np.frombuffer(self.map, dtype=np.uint8)
         if random:
@@ -56,6 +63,24 @@ class MappedFile:
         self.array = np.zeros(0, dtype=np.uint8)
         with suppress(BufferError):
             self.map.close()
+
+
+def _extents(fd: int, size: int) -> NDArray[np.uint64] | None:
+    found: list[tuple[int, int]] = []
+    try:
+        if os.fstat(fd).st_blocks * 512 >= size:
+            return None
+        end = 0
+        while end < size and len(found) < _MOST_EXTENTS:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+            end = os.lseek(fd, start, os.SEEK_HOLE)
+            found.append((start, end))
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # nothing but a hole from there on
+            return None
+    if len(found) == _MOST_EXTENTS:
+        return None
+    return np.array(found, dtype=np.uint64).reshape(-1, 2)
 
 
 def _map(fd: int, size: int) -> mmap.mmap:

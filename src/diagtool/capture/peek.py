@@ -7,16 +7,22 @@ the stop, so whoever asks must be able to tell what makes no sense.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator
+
 import numpy as np
 
 from diagtool.capture.memory import PAGE, U64, Bytes, Mask
 from diagtool.capture.model import Capture
 from diagtool.capture.plan import is_writable_private, without
 from diagtool.capture.residency import Ranges, Residency, runs
-from diagtool.capture.segments import merged
+from diagtool.capture.segments import Segment, merged
 from diagtool.capture.vmread import IOV_MAX, MemoryReader
 
-__all__ = ["Peek", "overlap", "pages_with_content", "present_pages"]
+__all__ = ["EXTENTS", "Peek", "overlap", "pages_with_content", "present_pages"]
+
+#: Which parts of the file of a core are no holes (``MappedFile.extents``), among what a capture has found.
+EXTENTS = "extents of the core"
 
 _PRESENT = "present pages"  # the name of what is found, among a capture's
 _MOST = 1 << 46  # bytes
@@ -111,30 +117,49 @@ def present_pages(capture: Capture) -> Ranges:
 def pages_with_content(capture: Capture) -> Ranges:
     """What a core holds of memory and is not empty: n x (start, end), sorted.
 
-    A core has pages that were never touched, as zeros (gcore writes them, the kernel leaves holes). Beyond a
-    gigabyte they are not looked at: what is held counts.
+    A core has pages that were never touched: as holes of its file, or as zeros (gcore writes them). Beyond a
+    gigabyte of a file without holes they are not looked at: what is held counts.
     """
     known = capture.found.get(_PRESENT)
     if isinstance(known, np.ndarray):
         return known
-    held = merged((s.start, s.end) for s in capture.memory.segments if not s.buffer)  # 0: the core itself
+    extents = capture.found.get(EXTENTS)
+    core = [s for s in capture.memory.segments if not s.buffer]  # 0: the core itself
+    if isinstance(extents, np.ndarray):
+        pairs = _in_extents(core, extents)
+    else:
+        pairs = _looked_at(capture, core)
+    pages: Ranges = np.array(merged(pairs), np.uint64).reshape(-1, 2)
+    capture.found[_PRESENT] = pages
+    return pages
+
+
+def _in_extents(core: list[Segment], extents: Ranges) -> Iterator[tuple[int, int]]:
+    starts, ends = extents[:, 0].tolist(), extents[:, 1].tolist()
+    for s in core:
+        low, high = s.offset, s.offset + s.end - s.start
+        i = max(bisect_right(starts, low) - 1, 0)
+        while i < len(starts) and starts[i] < high:
+            first, last = max(low, starts[i]), min(high, ends[i])
+            if first < last:
+                yield s.start + first - low, s.start + last - low
+            i += 1
+
+
+def _looked_at(capture: Capture, core: list[Segment]) -> Iterator[tuple[int, int]]:
     room = _MOST_LOOKED_AT
-    found: list[tuple[int, int]] = []
     looked: list[tuple[int, int]] = []
-    for start, end in sorted(held, key=lambda r: r[1] - r[0]):
-        (looked if end - start <= room else found).append((start, end))
-        room -= min(end - start, room)
-    writable = merged((s.start, s.end) for s in capture.memory.segments if s.writable and not s.buffer)
-    parts: list[Ranges] = [np.zeros((0, 2), np.uint64)]
+    for start, end in sorted(merged((s.start, s.end) for s in core), key=lambda r: r[1] - r[0]):
+        if end - start <= room:
+            looked.append((start, end))
+            room -= end - start
+        else:
+            yield start, end
     for start, words in capture.memory.blocks(merged(looked)):
         whole = len(words) // (PAGE // 8)
         some = words[: whole * (PAGE // 8)].reshape(whole, PAGE // 8).any(axis=1)
-        parts.append(runs(np.asarray(some), start))
-    rest = [*found, *_less(merged(looked), writable)]
-    joined = np.concatenate([*parts, np.array(rest, np.uint64).reshape(-1, 2)])
-    pages: Ranges = np.array(merged((a, b) for a, b in joined.tolist()), np.uint64).reshape(-1, 2)
-    capture.found[_PRESENT] = pages
-    return pages
+        yield from runs(np.asarray(some), start).tolist()
+    yield from _less(merged(looked), merged((s.start, s.end) for s in core if s.writable))
 
 
 # Of sorted, disjoint ranges what is in none of ``taken``.

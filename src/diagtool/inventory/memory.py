@@ -8,6 +8,8 @@ there is every page that is in it and not empty.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +32,7 @@ __all__ = ["add"]
 _PAGE_MASK = np.uint64(-PAGE & (1 << 64) - 1)
 _MOST_ROWS = 500  # libraries, files
 _MOST_UNKNOWN = 20
+_ESCAPED = re.compile(rb"\\([0-7]{3})")  # of blanks and backslashes in names of folders
 _COLUMNS = ("rss", "pss", "swap", "huge")
 
 Row = dict[str, Any]
@@ -64,7 +67,7 @@ def add(capture: Capture, snapshot: Snapshot) -> None:
     tables = snapshot.tables
     stacks = [r for r in tables.get("thread_stacks", ()) if isinstance(r, dict)]
     sizes = frozenset(r["end"] - r["start"] for r in stacks)
-    owners = Owners(capture.modules, sizes)
+    owners = Owners(capture.modules, sizes, _tmpfs(capture))
     order = sorted(range(len(smaps)), key=lambda i: smaps.mappings[i].start)
     mappings = [smaps.mappings[i] for i in order]
     fields = {name: column[order] for name, column in smaps.fields.items()}
@@ -85,6 +88,19 @@ def _smaps(capture: Capture) -> Smaps:
         return read_smaps(capture.process.pid)
     none = {name: np.zeros(len(capture.mappings), np.int64) for name in FIELDS}
     return Smaps(list(capture.mappings), none)
+
+
+# Where file systems are mounted whose files are memory (proc_pid_mountinfo(5)); a core does not tell.
+def _tmpfs(capture: Capture) -> list[str]:
+    if capture.kind != "live":
+        return []
+    out = []
+    for line in (try_read(f"/proc/{capture.process.pid}/mountinfo") or b"").split(b"\n"):
+        before, dash, after = line.partition(b" - ")
+        fields = before.split(b" ")
+        if dash and len(fields) > 4 and after.split(b" ")[0] in (b"tmpfs", b"ramfs"):
+            out.append(os.fsdecode(_ESCAPED.sub(lambda m: bytes([int(m[1], 8) & 255]), fields[4])))
+    return out
 
 
 # -- who has which bytes --------------------------------------------------------------------------------

@@ -52,14 +52,23 @@ _USUAL_STACK = 8 << 20  # bytes, RLIMIT_STACK at its default
 
 
 class Owners:
-    """Tells owners of mappings. ``stack_sizes``: bytes of the mappings of stacks that are known."""
+    """Tells owners of mappings.
 
-    def __init__(self, modules: Sequence[Module], stack_sizes: frozenset[int] = frozenset()) -> None:
+    ``stack_sizes``: bytes of the mappings of known stacks; ``tmpfs``: folders whose files are memory.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[Module],
+        stack_sizes: frozenset[int] = frozenset(),
+        tmpfs: Sequence[str] = (),
+    ) -> None:
         self._ordered = sorted(modules, key=lambda m: m.start)
         self._starts = [m.start for m in self._ordered]
         self._known: dict[tuple[str, str], str | None] = {}
         self._programs = {m.path for m in modules}
         self._stack_sizes = stack_sizes
+        self._tmpfs = tuple(f"{folder.rstrip('/')}/" for folder in tmpfs)
 
     def module_at(self, address: int) -> Module | None:
         """The module that has an address between its first and its last byte."""
@@ -87,9 +96,11 @@ class Owners:
         for prefix, owner in _PREFIXES:
             if plain.startswith(prefix):
                 return owner
-        if path.endswith(" (deleted)"):
-            return DELETED
-        return LIBRARIES if path in self._programs else FILES
+        if path in self._programs and not path.endswith(" (deleted)"):
+            return LIBRARIES
+        if plain.startswith(self._tmpfs):
+            return SHARED
+        return DELETED if path.endswith(" (deleted)") else FILES
 
     def _special(self, path: str) -> str | None:
         if path.startswith("[stack"):

@@ -166,7 +166,9 @@ def lines(snapshot: Snapshot, limit: int, view: View) -> Iterator[Line]:
     yield from _named(snapshot, limit, view)
     yield from _unknown(_rows(snapshot, "memory_unknown"), limit, view)
     yield from warnings(snapshot.warnings, view)
-    yield [(_sums(totals), "count"), (about(snapshot.target, snapshot.pause_ms), "")]
+    for part in wrap(_sums(totals), view.width):
+        yield [(part, "count")]
+    yield [(about(snapshot.target, snapshot.pause_ms).removeprefix(" · "), "")]
 
 
 def _sums(totals: _Row) -> str:
@@ -216,7 +218,7 @@ def _table(
         figures = "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
         name = names[number - 1] if number else last
         room = max(view.width - cells(figures) - 2, 24)
-        parts = wrap(name, room) if number else [name]
+        parts = [cut(part, room) for part in wrap(name, room)] if number else [name]
         yield [(figures, "count" if number else "label"), ("  " + parts[0], "" if number else "label")]
         for part in parts[1:]:
             yield [(" " * (cells(figures) + 2) + part, "")]
@@ -302,7 +304,7 @@ def _named(snapshot: Snapshot, limit: int, view: View) -> Iterator[Line]:
         body = [
             [size(r["rss"]), *(_amount(r[c]) for c in ("text", "data", "relro", "rodata"))] for r in shown
         ]
-        names = [cut(clean(r["path"]) or "(unnamed)", max(view.width - 50, 30)) for r in shown]
+        names = [clean(r["path"]) or "(unnamed)" for r in shown]
         yield from _table(["resident", "text", "data", "relro", "rodata"], body, "library", names, view)
         yield from _more(libraries[len(shown) :], "library", "libraries")
         yield []
@@ -310,7 +312,7 @@ def _named(snapshot: Snapshot, limit: int, view: View) -> Iterator[Line]:
     shown = files if view.verbose else files[:limit]
     if shown:
         body = [[size(r["rss"]), size(r["size"]), f"{r['mappings']:,}"] for r in shown]
-        names = [cut(f"{clean(r['path'])} ({clean(r['owner'])})", max(view.width - 30, 30)) for r in shown]
+        names = [f"{clean(r['path'])} ({clean(r['owner'])})" for r in shown]
         yield from _table(["resident", "mapped", "mappings"], body, "file", names, view)
         yield from _more(files[len(shown) :], "file", "files")
         yield []

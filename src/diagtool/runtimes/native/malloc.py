@@ -55,9 +55,9 @@ def add_malloc(capture: Capture, tables: dict[str, list[Row]]) -> None:
     (None: nobody set it), ``cores``, ``arena_limit``, ``trim_threshold``, ``mmap_threshold``; None where not
     known. ``rss`` (resident, tops left out), ``idle`` (of that what is not in use), ``idle_share``, ``text``
     (that in words), ``others`` (arenas besides the main one), ``pattern``: "arenas" where it is these that
-    hold most of what is idle, "holes" otherwise. ``malloc_arenas``: ``address``, ``main``, ``heaps``, ``system``, ``used``,
-    ``free``, ``fast``, ``top``, ``chunks`` (free ones), ``how``, ``rss``, ``idle``. ``thread_stacks``:
-    ``tid``, ``start``, ``end``, ``pointer``. ``allocators``: ``name``, ``library``.
+    hold most of what is idle, "holes" otherwise. ``malloc_arenas``: ``address``, ``main``, ``heaps``,
+    ``system``, ``used``, ``free``, ``fast``, ``top``, ``chunks`` (free ones), ``how``, ``rss``, ``idle``.
+    ``thread_stacks``: ``tid``, ``start``, ``end``, ``pointer``. ``allocators``: ``name``, ``library``.
     """
     stacks = thread_stacks(capture)
     main = {(m.start, m.end) for m in capture.mappings if m.path == "[stack]"}
