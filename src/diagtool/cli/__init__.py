@@ -33,6 +33,7 @@ _COMMANDS = (
     "core",
     "heap",
     "handles",
+    "ffi",
     "memory",
     "signals",
     "diff",

@@ -17,8 +17,8 @@ _MOST = 1 << 63
 def checked_rows(snapshot: Snapshot, table: str, columns: Mapping[str, str]) -> list[Row]:
     """The rows of a table, with these columns; those that make no sense are left out.
 
-    What a column holds: a ``number`` (of bytes, blocks …), an ``address``, a ``fraction``, ``text`` or a
-    ``flag``; ``?`` behind it says that it may be None.
+    What a column holds: a ``number`` (of bytes, blocks …), an ``address``, a ``fraction``, ``text``,
+    ``texts`` or a ``flag``; ``?`` behind it says that it may be None.
     """
     found = snapshot.tables.get(table, ())
     return [{name: row[name] for name in columns} for row in found if _makes_sense(row, columns)]
@@ -46,4 +46,5 @@ _FITS: dict[str, Callable[[object], bool]] = {
     "fraction": lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1,
     "text": lambda v: isinstance(v, str),
     "flag": lambda v: isinstance(v, bool),
+    "texts": lambda v: isinstance(v, list) and all(isinstance(t, str) for t in v),
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from diagtool.capture.model import Capture, CapturedThread
+from diagtool.runtimes.native.stacks.demangle import demangle
 from diagtool.runtimes.native.starts import thread_starts
 from diagtool.snapshot.model import Snapshot
 
 __all__ = ["add_native_threads"]
 
 _MOST_ROWS = 20_000
+_MADE_BY_STD = "NSt6thread"  # std::thread::_State_impl<…>
 
 
 def add_native_threads(capture: Capture, snapshot: Snapshot) -> None:
@@ -31,7 +33,7 @@ def add_native_threads(capture: Capture, snapshot: Snapshot) -> None:
                 "name": (info.name if info is not None else thread.comm) or "",
                 "python": info is not None and info.python,
                 "library": module.path.removesuffix(" (deleted)") if module is not None else None,
-                "symbol": start.code.symbol if start.code is not None else None,
+                "symbol": _readable(start.code.symbol) if start.code is not None else None,
                 "offset": offset if offset is not None and offset >= 0 else None,
                 "via": start.via or None,
                 "running": _runs(thread),
@@ -40,6 +42,13 @@ def add_native_threads(capture: Capture, snapshot: Snapshot) -> None:
             }
         )
     snapshot.tables["native_threads"] = rows[:_MOST_ROWS]
+
+
+# A std::thread whose function is not known has the name of its type, which is no symbol by itself.
+def _readable(symbol: str | None) -> str | None:
+    if symbol is None or not symbol.startswith(_MADE_BY_STD):
+        return None if symbol is None else demangle(symbol)
+    return demangle(f"_ZTS{symbol}").removeprefix("typeinfo name for ")
 
 
 # Who gives up its turn in a loop (sched_yield) runs: so the threads of OpenBLAS wait.

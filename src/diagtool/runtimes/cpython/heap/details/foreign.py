@@ -20,7 +20,7 @@ from diagtool.runtimes.cpython.extensions import ModulesByAddress
 from diagtool.runtimes.cpython.heap.census import HeapCensus
 from diagtool.runtimes.cpython.heap.details.amounts import objects_of
 from diagtool.runtimes.cpython.heap.details.callables import registered, unwrapped
-from diagtool.runtimes.cpython.heap.details.ctypesobjects import library_at_handle
+from diagtool.runtimes.cpython.heap.details.ctypesobjects import kinds_like, library_at_handle
 from diagtool.runtimes.cpython.objects.addresssets import contains
 from diagtool.runtimes.cpython.threads.interpreters import Interpreter
 
@@ -30,8 +30,8 @@ _THUNK = "CThunkObject"
 _AFTER_CALLABLE = 40  # bytes from a thunk's callable to its basic size
 _CFFI = "_cffi_backend.__CDataOwnGC"
 _CFFI_GC = "_cffi_backend.__CDataGCP"
-_CFFI_OPENED = "_cffi_backend.Library"  # ffi.dlopen() without a compiled module
-_CFFI_COMPILED = "_cffi_backend.Lib"
+_CFFI_OPENED = ("_cffi_backend.CLibrary", "_cffi_backend.Library")  # ffi.dlopen() without a compiled module
+_CFFI_COMPILED = ("_cffi_backend.Lib",)
 _MOST_LIBRARIES = 1_000
 _USER_DATA = 48  # of an ffi_closure on x86-64: behind the trampoline (32 bytes), cif and fun
 _MAX_ROWS = 2_000
@@ -104,13 +104,13 @@ def _libraries(ctx: Context, census: HeapCensus) -> list[dict[str, object]]:
     head = ctx.runtime.layout["sizeof.PyObject"]
     modules = ModulesByAddress(ctx.capture.modules)
     found: dict[tuple[str, str | None], int] = {}
-    for kind, handle_at, name_at in ((_CFFI_OPENED, 0, 8), (_CFFI_COMPILED, 32, 16)):
-        objects = objects_of(census, _named(ctx, census, kind))[:_MOST_LIBRARIES]
+    for kinds, handle_at, name_at in ((_CFFI_OPENED, 0, 8), (_CFFI_COMPILED, 32, 16)):
+        objects = objects_of(census, kinds_like(ctx, census, *kinds))[:_MOST_LIBRARIES]
         handles = v.words(objects, head + handle_at).tolist()
         for handle, name in zip(handles, v.words(objects, head + name_at).tolist(), strict=True):
             if not handle:
                 continue
-            text = _text(ctx, name) if kind == _CFFI_OPENED else o.text(name)
+            text = _text(ctx, name) if kinds == _CFFI_OPENED else o.text(name)
             key = (text or "?", library_at_handle(ctx, modules, handle))
             found[key] = found.get(key, 0) + 1
     return [
