@@ -191,7 +191,7 @@ def lines(snapshot: Snapshot, view: View) -> Iterator[Line]:
     for table, columns in _PARTS.items():
         yield from _part(rows(snapshot, table), columns, view)
     threads = rows(snapshot, "native_threads")
-    yield from _threads(threads, rows(snapshot, "thread_pools"), view)
+    yield from _threads(threads, rows(snapshot, "thread_pools"), _processors(snapshot), view)
     if "ffi_functions" not in snapshot.tables and "python_libraries" in snapshot.tables:
         said = "what Python holds of C is not known: its heap was not looked at"
         yield [(said, "warning")]
@@ -279,7 +279,7 @@ def _more(row: Row, view: View) -> Iterator[str]:
         yield f"build-id {row['build_id']}"
 
 
-def _part(found: list[Row], columns: _Columns, view: View) -> Iterator[Line]:
+def _part(found: list[Row], columns: _Columns, view: View, after: str | None = None) -> Iterator[Line]:
     shown = found if view.idle else found[:LIMIT]
     table = [[cell(row) for _, cell in columns] for row in shown]
     heads = [head for head, _ in columns]
@@ -295,6 +295,8 @@ def _part(found: list[Row], columns: _Columns, view: View) -> Iterator[Line]:
         yield [(text + cut(line[-1], room), "" if number else "label")]
     if len(found) > len(shown):
         yield [(f"… {len(found) - len(shown):,} more (--all)", "label")]
+    if after is not None:
+        yield [(after, "label")]
     yield []
 
 
@@ -390,7 +392,16 @@ _PARTS: dict[str, _Columns] = {
 }
 
 
-def _threads(threads: list[Row], pools: list[Row], view: View) -> Iterator[Line]:
+def _processors(snapshot: Snapshot) -> str | None:
+    """How many there are for the threads of pools, and how that is known."""
+    row = next(iter(snapshot.tables.get("oversubscription", ())), None)
+    cpus = row.get("cpus") if isinstance(row, dict) else None
+    if not isinstance(cpus, int) or not 0 < cpus < 1 << 20 or row is None:
+        return None
+    return f"{count(cpus, 'processor')} for these ({clean(str(row.get('known_by')), 60)})"
+
+
+def _threads(threads: list[Row], pools: list[Row], processors: str | None, view: View) -> Iterator[Line]:
     """Threads that no interpreter knows, by the library that they began in and the function there."""
     known = {p["library"]: p for p in pools}
     groups: dict[tuple[str | None, str | None, str | None], list[Row]] = {}
@@ -419,4 +430,4 @@ def _threads(threads: list[Row], pools: list[Row], view: View) -> Iterator[Line]
         ("running", lambda row: row["running"]),
         ("that no interpreter knows began in", lambda row: row["text"]),
     ]
-    yield from _part(found, columns, view)
+    yield from _part(found, columns, view, processors)
