@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from diagtool import api
 from diagtool.capture import ptrace
 from fixture_programs import FIXTURES, launch
 from integration.interpreters import Interpreter, interpreters
@@ -222,3 +223,30 @@ def test_a_fragmented_heap_is_found_live_and_in_a_core(mode: str, template: str,
 def test_a_heap_in_use_given_back_or_trimmed_is_healthy(mode: str) -> None:
     with launch(FIXTURES["e08"], mode, interpreter()) as program:
         assert leaks(str(program.pid)) == {}
+
+
+GROWS = {
+    "leak": "mapped-memory-grows",
+    "leak2": "thread-stacks-grow",
+    "leak3": "shared-memory-grows",
+    "leak4": "shared-memory-grows",
+    "healthy": None,
+    "healthy2": None,
+    "healthy3": None,
+    "healthy4": None,
+}
+
+
+@pytest.mark.parametrize(("mode", "template"), GROWS.items(), ids=str)
+def test_an_owner_of_memory_that_grows_is_found_and_one_that_does_not_is_not(
+    mode: str, template: str | None
+) -> None:
+    with launch(FIXTURES["e13"], mode, interpreter()) as program:
+        taken = [api.snapshot(program.pid, inventory=("memory",))]
+        for _ in range(2):
+            program.grow()
+            taken.append(api.snapshot(program.pid, inventory=("memory",)))
+    for minute, snapshot in enumerate(taken):  # growth is judged by its rate, and this machine has no clock
+        snapshot.target.captured_at = 1e9 + 60 * minute
+    found = [(f.template, f.verdict) for f in api.find_leaks(taken).findings]
+    assert found == ([(template, "likely")] if template else [])

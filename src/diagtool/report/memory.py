@@ -211,14 +211,22 @@ def _owner(row: _Row) -> str:
 
 
 def _table(
-    heads: Sequence[str], body: Sequence[Sequence[str]], last: str, names: Sequence[str], view: View
+    heads: Sequence[str],
+    body: Sequence[Sequence[str]],
+    last: str,
+    names: Sequence[str],
+    view: View,
+    paths: bool = False,
 ) -> Iterator[Line]:
     widths = [max(cells(row[i]) for row in (heads, *body)) for i in range(len(heads))]
     for number, row in enumerate((heads, *body)):
         figures = "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
         name = names[number - 1] if number else last
         room = max(view.width - cells(figures) - 2, 24)
-        parts = [cut(part, room) for part in wrap(name, room)] if number else [name]
+        if number and not paths:
+            parts = [cut(part, room) for part in wrap(name, room)]
+        else:
+            parts = [name if cells(name) <= room else "…" + name[-(room - 1) :]]
         yield [(figures, "count" if number else "label"), ("  " + parts[0], "" if number else "label")]
         for part in parts[1:]:
             yield [(" " * (cells(figures) + 2) + part, "")]
@@ -305,15 +313,19 @@ def _named(snapshot: Snapshot, limit: int, view: View) -> Iterator[Line]:
             [size(r["rss"]), *(_amount(r[c]) for c in ("text", "data", "relro", "rodata"))] for r in shown
         ]
         names = [clean(r["path"]) or "(unnamed)" for r in shown]
-        yield from _table(["resident", "text", "data", "relro", "rodata"], body, "library", names, view)
+        yield from _table(
+            ["resident", "text", "data", "relro", "rodata"], body, "library", names, view, paths=True
+        )
         yield from _more(libraries[len(shown) :], "library", "libraries")
         yield []
     files = [r for r in _rows(snapshot, "memory_files") if r["rss"] or view.verbose]
     shown = files if view.verbose else files[:limit]
     if shown:
         body = [[size(r["rss"]), size(r["size"]), f"{r['mappings']:,}"] for r in shown]
-        names = [f"{clean(r['path'])} ({clean(r['owner'])})" for r in shown]
-        yield from _table(["resident", "mapped", "mappings"], body, "file", names, view)
+        names = [
+            clean(r["path"]) + ("" if r["owner"] == "files" else f" ({clean(r['owner'])})") for r in shown
+        ]
+        yield from _table(["resident", "mapped", "mappings"], body, "file", names, view, paths=True)
         yield from _more(files[len(shown) :], "file", "files")
         yield []
 
