@@ -155,6 +155,7 @@ class Fixture:
     requirements: tuple[str, ...] = ()
     grows: bool = True  # SIGUSR2 makes N more
     heap: bool = False  # shows only where the objects are counted
+    native: bool = False  # shows only with native frames; the same in every version
 
     @property
     def path(self) -> Path:
@@ -175,6 +176,25 @@ def _modes(spec: str) -> tuple[str, ...]:
 def _h(n: int) -> tuple[str, ...]:
     """healthy, healthy2, … healthyN."""
     return tuple("healthy" if i == 1 else f"healthy{i}" for i in range(1, n + 1))
+
+
+def _native(
+    name: str, program: str, template: str, leaks: str, healthy: int, count: int = 1, **more: bool
+) -> Fixture:
+    """A program that hangs in native code."""
+    return Fixture(
+        name,
+        program,
+        template,
+        _modes(leaks),
+        _h(healthy),
+        kind="thread",
+        count=count,
+        stacks=None,
+        grows=False,
+        native=True,
+        **more,
+    )
 
 
 def _heap(
@@ -416,11 +436,21 @@ _ALL = [
     _heap("e03", "e03_native_blocks_lost.py", "E03", "leak leak2 leak3 leak4", 6, 2000),
     _heap("e04", "e04_callbacks_kept.py", "E04", "leak leak2", 3, 1500),
     _heap("e05", "e05_handles_kept.py", "E05,E03", "leak leak2", 3, 1500, requirements=("cffi",)),
+    _native("e06", "e06_gil_held.py", "E06", "leak leak2", 3),
+    _native("e07", "e07_gil_and_mutex.py", "E07", "leak leak2 leak3 leak4", 4, 3),
+    _native("f01", "f01_fork_with_mutex.py", "F01", "leak", 1),
+    _heap("e10", "e10_pools_oversubscribed.py", "E10", "leak leak2", 3, 18),
+    _heap("e11", "e11_native_threads_grow.py", "E11", "", 2, 10, hard="leak"),
     _heap("g01", "g01_descriptors_lost.py", "G01", "leak leak2 leak3", 6, 300),
     _heap("g03", "g03_descriptor_limit.py", "G03", "leak", 2, 250),
     _heap("g04", "g04_close_wait.py", "G04", "leak leak2", 3, 150),
     _heap("g05", "g05_deleted_files.py", "G05", "leak leak2 leak3", 3, 250),
     _heap("g06", "g06_epoll_dead.py", "G06", "leak", 3, 80),
+    _heap("h01", "h01_handler_replaced.py", "H01", "leak leak2 leak3 leak4 leak5", 6, 1),
+    _heap("h02", "h02_children_not_kept.py", "H02", "leak leak2 leak3 leak4", 4, 1),
+    _heap("h03", "h03_signal_stack.py", "H03", "leak leak2", 4, 1),
+    _heap("h04", "h04_sigpipe.py", "H04", "leak leak2 leak3", 3, 1),
+    _heap("h05", "h05_signal_blocked.py", "H05", "leak leak2", 4, 1),
     _heap("heaps_grow", "heaps_grow.py", "E01,D08,E03", "", 3, 10_000, hard="leak leak2 leak3"),
     Fixture("uvloop", "uvloop_tasks.py", "A01", ("leak",), _h(3), requirements=("uvloop",)),
     Fixture("idle_executor", "idle_executor.py", None, healthy_modes=_h(3), kind="idle", count=32),

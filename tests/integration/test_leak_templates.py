@@ -15,7 +15,7 @@ from diagtool.capture.live import capture_live
 from diagtool.leaks import find_leaks
 from diagtool.leaks.model import Finding
 from diagtool.leaks.template import builtin
-from diagtool.runtimes.cpython.decode import decode
+from diagtool.runtimes.decode import decode
 from diagtool.snapshot.model import Snapshot
 from fixture_programs import FIXTURES, Fixture, FixtureSkipped, Interpreter, Running, interpreters, launch
 
@@ -42,7 +42,7 @@ PROVEN = {
 }
 
 CATALOGUE = {t.id: t.catalogue for t in builtin()}
-JUDGED = [f for f in FIXTURES.values() if (f.template or f.kind == "idle") and not f.heap]
+JUDGED = [f for f in FIXTURES.values() if (f.template or f.kind == "idle") and not f.heap and not f.native]
 
 
 def snapshot(program: Running) -> Snapshot:

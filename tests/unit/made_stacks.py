@@ -115,6 +115,7 @@ class World:
         main: bool = False,
         loop: int | None = None,
         cpu: float | None = None,
+        holds_gil: bool | None = None,
         **more: Any,
     ) -> list[int]:
         """Threads, their tids being their addresses; ``main`` makes it the main thread."""
@@ -125,7 +126,9 @@ class World:
             tid = int(np.concatenate(self.builder._columns["address"])[row])
             name = self.builder._names[row]
             self.builder.snapshot.threads.append(
-                ThreadInfo(tid, row, name, daemon=daemon, running_loop=loop, cpu_seconds=cpu)
+                ThreadInfo(
+                    tid, row, name, daemon=daemon, running_loop=loop, cpu_seconds=cpu, holds_gil=holds_gil
+                )
             )
         return rows
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diagtool.runtimes.cpython.frames.evalstack import exception_depths, exception_table
-from diagtool.runtimes.syscalls import blocking_call, fds_of, seconds_left
 from diagtool.runtimes.cpython.threads.waits import classify, wait_in_python
+from diagtool.runtimes.syscalls import blocking_call, fds_of, seconds_left
 from diagtool.snapshot.model import Frame
 
 FUTEX, READ, POLL, SLEEP, SELECT, RESTART = 202, 0, 7, 230, 270, 219

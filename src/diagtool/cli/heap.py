@@ -127,7 +127,9 @@ def command(
     from diagtool.report import allocations, heap, nativeheap, terminal
     from diagtool.report import json as documents
 
-    look = partial(resolve, target, exe=exe, sysroot=sysroot, output=output, clone=clone, inventory=())
+    look = partial(
+        resolve, target, exe=exe, sysroot=sysroot, output=output, clone=clone, inventory=(), frames=False
+    )
     if sites:
         if native or why is not None:
             raise click.UsageError("--sites is a view of its own: it has no --native and no --why.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,7 @@ from diagtool.cli.options import (
     format_option,
     heap_option,
     known_templates,
+    native_options,
     output_option,
     target_argument,
     templates_option,
@@ -23,6 +25,7 @@ from diagtool.cli.options import (
 if TYPE_CHECKING:
     from diagtool.leaks.model import Report, Verdict
     from diagtool.report.text import Line
+    from diagtool.runtimes.native.stacks import Unwinder
     from diagtool.snapshot.model import Snapshot
 
 
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     help="Report what has at least N stacks, instead of as many as each template says.",
 )
 @heap_option
+@native_options()
 @templates_option
 @all_option("Show idle stacks, too: worker pools, event loops, listeners.")
 @core_options
@@ -56,6 +60,9 @@ def command(
     fail_on: Verdict | Literal["never"],
     min_count: int | None,
     heap: bool | None,
+    native: bool | None,
+    unwinder: Unwinder,
+    debug_directories: tuple[str, ...],
     templates: Path | None,
     everything: bool,
     exe: str | None,
@@ -71,6 +78,9 @@ def command(
     With --heap objects and native blocks are counted, too, and judged: what is lost, who holds most, and in
     a series what grew (three snapshots taken with --heap, the last after the load is over). Of a core that
     is done without being asked where its stacks show nothing likely, and where it is small.
+
+    Native frames of threads are unwound, too, after the stop: they say which lock of C or C++ a thread waits
+    for, and who owns it. A program without Python is judged by them alone.
 
     A running process is stopped for milliseconds and runs on. Nothing is executed in it. A core is never
     read as a whole; files of its machine that are missing here can be given with --exe and --sysroot, and
@@ -98,7 +108,6 @@ def command(
         2   wrong usage
         3   a target could not be read, or FILE not be written
     """
-    from diagtool.capture.errors import NoRuntime
     from diagtool.cli.output import print_lines, print_text, width
     from diagtool.cli.progress import progress
     from diagtool.cli.target import looks_at_heap, resolve
@@ -108,16 +117,16 @@ def command(
     from diagtool.report import terminal
 
     known = known_templates(templates)  # before the stop, which a mistake in them must not cost
-    resolved = [
-        resolve(target, exe=exe, sysroot=sysroot, output=output, heap=looks_at_heap(target, heap))
-        for target in targets
-    ]
-
-    if heap is None and resolved[-1].snapshot.target.runtime == "native":
-        # That of a small core was looked at without being asked for: nobody meant a program without Python.
-        raise NoRuntime(
-            "no CPython interpreter was found in this process", "With --heap its native heap alone is judged."
-        )
+    look = partial(
+        resolve,
+        exe=exe,
+        sysroot=sysroot,
+        output=output,
+        frames=native is not False,
+        unwinder=unwinder,
+        debug_directories=debug_directories,
+    )
+    resolved = [look(target, heap=looks_at_heap(target, heap)) for target in targets]
 
     def judged() -> Report:
         with progress("looking for leaks"):
@@ -129,7 +138,7 @@ def command(
     report = judged()
     unsure = heap is None and len(targets) == 1 and not report.at_least("likely")
     if unsure and _has_more(targets[0], resolved[0].snapshot):
-        resolved = [resolve(targets[0], exe=exe, sysroot=sysroot, output=output, heap=True)]
+        resolved = [look(targets[0], heap=True)]
         report = judged()
     if output_format == "json":
         print_text(documents.dumps(documents.leaks(report)), output)

@@ -127,6 +127,30 @@ def clone_option(default: str) -> Callable[[_F], _F]:
     )
 
 
+def native_options(show: str = "Unwind native frames, too. Default: yes.") -> Callable[[_F], _F]:
+    """--native/--no-native, --unwinder and --debug-dir: how native frames are found."""
+
+    def add(command: _F) -> _F:
+        command = click.option(
+            "--debug-dir",
+            "debug_directories",
+            type=click.Path(exists=True, file_okay=False),
+            multiple=True,
+            metavar="DIR",
+            help="Look for separate debug files (DIR/.build-id/…) here, too; can be given several times.",
+        )(command)
+        command = click.option(
+            "--unwinder",
+            type=click.Choice(["auto", "drgn", "gdb"]),
+            default="auto",
+            show_default=True,
+            help="What finds native frames; auto: drgn, else gdb.",
+        )(command)
+        return click.option("--native/--no-native", "native", default=None, help=show)(command)
+
+    return add
+
+
 def heap_option(command: _F) -> _F:
     """--heap/--no-heap: whether objects and native blocks are counted."""
     return click.option(

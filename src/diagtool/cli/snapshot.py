@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING
 import click
 
 from diagtool.cli.duration import Duration
-from diagtool.cli.options import clone_option, color_option, core_options, output_option, target_argument
+from diagtool.cli.options import (
+    clone_option,
+    color_option,
+    core_options,
+    native_options,
+    output_option,
+    target_argument,
+)
 
 if TYPE_CHECKING:
     from diagtool.capture.image import CloneMode
     from diagtool.cli.corefile import SlimCore
     from diagtool.cli.recording import Recorded
     from diagtool.report.text import Line
+    from diagtool.runtimes.native.stacks import Unwinder
     from diagtool.snapshot.model import Snapshot
 
 
@@ -36,6 +44,7 @@ if TYPE_CHECKING:
     metavar="TIME",
     help="First attach memray for TIME (30s, 2m), and keep where what was not freed was allocated.",
 )
+@native_options()
 @clone_option("auto with --heap, else never")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON (diagtool.snapshot/1).")
 @core_options
@@ -46,6 +55,9 @@ def command(
     heap: bool,
     core: Path | None,
     allocations: float | None,
+    native: bool | None,
+    unwinder: Unwinder,
+    debug_directories: tuple[str, ...],
     clone: CloneMode | None,
     as_json: bool,
     exe: str | None,
@@ -110,6 +122,9 @@ def command(
         sysroot=sysroot,
         output=output,
         heap=heap,
+        frames=native is not False,
+        unwinder=unwinder,
+        debug_directories=debug_directories,
         clone=clone,
         keep=None if slim is None else slim.write,
     ).snapshot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,15 +13,27 @@ from diagtool.cli.options import (
     core_options,
     format_option,
     known_templates,
+    native_options,
     output_option,
     target_argument,
     verbose_option,
 )
 
+if TYPE_CHECKING:
+    from diagtool.runtimes.native.stacks import Unwinder
+
 
 @click.command("stacks", short_help="Show what every thread and task does.")
 @target_argument("target", metavar="TARGET")
 @click.option("--tree", "as_tree", is_flag=True, help="Show who awaits whom instead of the clusters.")
+@native_options("Show threads with their native frames; or don't look for any.")
+@click.option(
+    "--hide",
+    multiple=True,
+    metavar="PATTERN",
+    help="With --native: no frames of functions or libraries of this name; * matches anything.",
+)
+@click.option("--only", multiple=True, metavar="PATTERN", help="With --native: only such frames.")
 @format_option("terminal", "json")
 @output_option("Write to FILE instead of the standard output.")
 @all_option("Show idle clusters and every line, too; with --format json, every stack.")
@@ -30,6 +43,11 @@ from diagtool.cli.options import (
 def command(
     target: str,
     as_tree: bool,
+    native: bool | None,
+    unwinder: Unwinder,
+    debug_directories: tuple[str, ...],
+    hide: tuple[str, ...],
+    only: tuple[str, ...],
     output_format: str,
     output: Path | None,
     everything: bool,
@@ -43,12 +61,20 @@ def command(
     state, wait and frames are one line, the largest cluster first; -v adds their frames. With --tree each
     task stands above what it awaits, alike subtrees counted once and cycles marked.
 
-    A running process is stopped for milliseconds and runs on.
+    With --native threads are shown with what they run in C, C++ or Rust, inlined functions too, between the
+    frames of Python, in the order of their calls. Frames of the C library and of the interpreter are folded;
+    -v shows them. Names come from symbols and debug files, where there are any: those of the files
+    themselves, of /usr/lib/debug, of --debug-dir, and of a debuginfod server if DEBUGINFOD_URLS is set. Where
+    there are none, library and offset stand for the function. A program without Python is shown so, too.
+
+    A running process is stopped for milliseconds and runs on. Nothing is unwound before it does.
 
     \b
     Examples:
         diagtool stacks 4242
         diagtool stacks 4242 --tree
+        diagtool stacks 4242 --native
+        diagtool stacks core.4242 --native --only 'libtorch*'
         diagtool stacks FILE.diag --all --format json
 
     \b
@@ -62,19 +88,41 @@ def command(
     from diagtool.leaks import find_leaks
     from diagtool.report import json as documents
     from diagtool.report import stacks, terminal
+    from diagtool.report.native import Shown
+    from diagtool.report.native import lines as native_lines
+    from diagtool.report.native import rows as native_rows
     from diagtool.report.tree import await_tree
 
-    resolved = resolve(target, exe=exe, sysroot=sysroot, output=output, inventory=())
+    if (hide or only or as_tree) and bool(native) is as_tree:
+        raise click.UsageError(
+            "--hide and --only go with --native, which is a view of its own, as --tree is."
+        )
+    resolved = resolve(
+        target,
+        exe=exe,
+        sysroot=sysroot,
+        output=output,
+        frames=native is not False,
+        unwinder=unwinder,
+        debug_directories=debug_directories,
+        inventory=(),
+    )
     snap = resolved.snapshot
+    shown = Shown(hide, only, verbose or output_format == "json")
     report = find_leaks([snap], templates=known_templates(None), min_count=None)
     if output_format == "json":
         document = documents.stacks(
-            report, rows=snap if everything else None, tree=await_tree(snap) if as_tree else None
+            report,
+            rows=snap if everything else None,
+            tree=await_tree(snap) if as_tree else None,
+            threads=native_rows(snap, shown) if native else None,
         )
         print_text(documents.dumps(document), output)
         return 0
     view = terminal.View(width(output), verbose, everything, resolved.sources)
-    if as_tree:
+    if native:
+        print_lines(native_lines(snap, shown, view), output)
+    elif as_tree:
         print_lines(stacks.tree(snap, report, await_tree(snap), view), output)
     else:
         print_lines(stacks.table(report, view), output)

@@ -15,10 +15,11 @@ from diagtool.report.sources import Sources
 from diagtool.snapshot.model import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from diagtool.capture.image import CloneMode
     from diagtool.capture.model import Capture
+    from diagtool.runtimes.native.stacks import Unwinder
 
 _DOING = {"live": "reading process", "core": "reading core", "store": "reading", "evidence": "reading"}
 
@@ -42,6 +43,9 @@ def resolve(
     graph: bool | None = None,
     values: str | None = None,
     native: bool | None = None,
+    frames: bool = True,
+    unwinder: Unwinder = "auto",
+    debug_directories: Sequence[str] = (),
     inventory: Collection[str] | None = None,
     stacks: bool = True,
     clone: CloneMode | None = None,
@@ -52,9 +56,10 @@ def resolve(
     ``graph``: with what types, modules and containers keep; False: without looking for garbage.
     ``values``: with examples of objects of types of this name.
 
-    ``native``: with the heap of the C library; without it as ``heap`` says. ``inventory``: the parts of
-    ``diagtool.inventory`` that are taken; without it all. Raises TargetError or StoreError.
-    ``stacks``: False leaves out threads, tasks and objects.
+    ``native``: with the heap of the C library; without it as ``heap`` says. ``frames``:
+    with native frames (:func:`diagtool.api.snapshot`). ``inventory``: the parts of ``diagtool.inventory``
+    that are taken; without it all. ``stacks``: False leaves out threads, tasks and objects. Raises TargetError or
+    StoreError.
     ``keep`` is given the capture when it is decoded.
     ``output`` is where the result will be written: never in the place of a core, of which there is one only.
     """
@@ -71,6 +76,9 @@ def resolve(
             graph=graph,
             values=values,
             native=native,
+            frames=frames,
+            unwinder=unwinder,
+            debug_directories=debug_directories,
             inventory=inventory,
             stacks=stacks,
             clone=clone,

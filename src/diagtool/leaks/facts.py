@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diagtool.leaks.circles import circle_of, in_words
 from diagtool.leaks.cluster import Clusters, things_of
 from diagtool.leaks.condition import Condition
 from diagtool.leaks.model import is_own
@@ -226,7 +227,17 @@ class Facts:
     @cached_property
     def deadlocked(self) -> set[int]:
         """Stacks that wait in a circle for what the next one owns."""
-        return cycles(owners(self.snapshot))
+        return cycles(self.waits_for)
+
+    @cached_property
+    def waits_for(self) -> dict[int, int]:
+        """Waiting stack -> the stack that owns what it waits on, where an owner is known."""
+        return owners(self.snapshot)
+
+    def circle(self, rows: Rows) -> list[int]:
+        """The first circle of stacks, each of which waits for the next one, that one of ``rows`` is in."""
+        first = next((row for row in rows.tolist() if row in self.deadlocked), None)
+        return [] if first is None else circle_of(first, self.waits_for)
 
     # --- of executors ----------------------------------------------------------------------------------
 
@@ -320,6 +331,8 @@ class Facts:
             return len({self.executor_of[r] for r in rows.tolist() if r in self.executor_of})
         if path == "peers":
             return self.peers(rows)
+        if path == "circle":
+            return in_words(self.snapshot, self.circle(rows)) or None
         if head == "workers":
             return self._worker_fact(rows, rest)
         if path == "process.executors":

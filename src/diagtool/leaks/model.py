@@ -39,7 +39,9 @@ def is_own(frame: Frame) -> bool:
     ``dist-packages`` anywhere, or anything under ``lib/pythonX.Y`` (installed), ``pythonXY.zip`` (embedded),
     or a module of the standard library under ``Lib`` (run from CPython's source tree).
     """
-    if frame.language != "python" or frame.library is not None:
+    if frame.library is not None:
+        return not is_internal(frame) and not _is_installed(frame.library)
+    if frame.language != "python":
         return False
     path = frame.file.replace("\\", "/")
     if not path or path.startswith(_FROZEN):
@@ -55,6 +57,33 @@ def is_own(frame: Frame) -> bool:
         if part.startswith("python3") and part.endswith(".zip"):
             return False
     return True
+
+
+#: Libraries, by how their names begin, whose frames say how a program runs and not what it does.
+_INTERNAL = (
+    *("libc.so", "libc-2", "libpthread", "ld-linux", "ld-musl", "[vdso]", "libpython", "python"),
+    *("libstdc++", "libgcc_s", "libc++"),
+)
+#: What C++ puts between a program's own functions.
+_PLUMBING = ("std::", "__gnu_cxx::", "void std::", "__invoke", "_M_", "operator()")
+_HEADERS = ("/usr/include/", "/include/c++/")
+_SYSTEM = ("/lib/", "/lib64/", "/usr/lib/", "/usr/lib64/", "/usr/local/lib/")
+
+
+def is_internal(frame: Frame) -> bool:
+    """True for a native frame of the C library, of the C++ runtime or of the interpreter."""
+    if frame.library is None:
+        return False
+    name = frame.library.rpartition("/")[2]
+    plumbing = frame.function.startswith(_PLUMBING) or any(part in frame.file for part in _HEADERS)
+    return plumbing or name.startswith(_INTERNAL)
+
+
+def _is_installed(library: str) -> bool:
+    parts = library.split("/")
+    if library.startswith(_SYSTEM) or "site-packages" in parts or "dist-packages" in parts:
+        return True
+    return any(folder in ("lib", "lib64") and part.startswith("python") for folder, part in pairwise(parts))
 
 
 @dataclass(frozen=True, slots=True)

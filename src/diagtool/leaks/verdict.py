@@ -146,7 +146,16 @@ def _proven(facts: Facts, match: Match) -> bool:
     if match.rule.level != "likely" or not facts.snapshot.target.details.get("exact"):
         return False
     asked = (*match.rule.stack, *getattr(match.template.match, "stack", ()))
-    return any(c.path == "stuck" and c.operator == "==" and c.value is True for c in asked)
+    told = {c.path for c in asked if c.operator == "==" and c.value is True}
+    return "stuck" in told or ("deadlocked" in told and _is_certain(facts, match.rows))
+
+
+def _is_certain(facts: Facts, rows: Rows) -> bool:
+    """Whether every lock of a deadlock says itself who owns it, and nobody waits with a time limit."""
+    circle = facts.circle(rows)
+    things = [int(facts.snapshot.stacks.thing[row]) for row in circle]
+    inferred = any(facts.snapshot.things[i].state.get("inferred") for i in things if i >= 0)
+    return bool(circle) and not inferred and bool(np.isnan(facts.timeout_left[circle]).all())
 
 
 def _held_by(snapshot: Snapshot, rows: Rows) -> tuple[str, ...]:

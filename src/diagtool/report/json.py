@@ -25,7 +25,7 @@ from diagtool.report.retained import document as keepers
 from diagtool.report.signals import document as signal_table
 from diagtool.report.signals import rows as signal_rows
 from diagtool.report.tree import Node
-from diagtool.snapshot.model import KINDS, Frame, Snapshot, Stack, Target
+from diagtool.snapshot.model import KINDS, Frame, Snapshot, Stack, Target, Thing
 
 
 def dumps(document: dict[str, Any]) -> str:
@@ -60,9 +60,14 @@ def leaks(report: Report) -> dict[str, Any]:
 
 
 def stacks(
-    report: Report, *, rows: Iterable[Stack] | None = None, tree: Iterable[Node] | None = None
+    report: Report,
+    *,
+    rows: Iterable[Stack] | None = None,
+    tree: Iterable[Node] | None = None,
+    threads: Iterable[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The document of ``diagtool stacks``: the clusters, and if given every stack and the await tree."""
+    """The document of ``diagtool stacks``: the clusters, and if given every stack, the await tree, and the
+    threads with their native frames (``report.native.rows``)."""
     document: dict[str, Any] = {
         "schema": "diagtool.stacks/1",
         "diagtool": __version__,
@@ -74,6 +79,11 @@ def stacks(
     if tree is not None:
         document["tree"] = [
             {"depth": n.depth, "count": n.count, "stack": n.stack, "mark": n.mark or None} for n in tree
+        ]
+    if threads is not None:
+        document["threads"] = [
+            {**row, "waiting_on": _waiting_on_thing(row["waiting_on"]), "frames": _frames(row["frames"])}
+            for row in threads
         ]
     if rows is not None:
         document["stacks"] = [_stack(s) for s in rows]
@@ -245,9 +255,6 @@ def _cluster(c: Cluster) -> dict[str, Any]:
 
 
 def _stack(s: Stack) -> dict[str, Any]:
-    waiting_on = None
-    if s.thing is not None:
-        waiting_on = WaitingOn(s.thing.type, s.thing.address, s.thing.detail)
     return {
         "id": s.index,
         "kind": s.kind,
@@ -255,7 +262,7 @@ def _stack(s: Stack) -> dict[str, Any]:
         "address": hex(s.address),
         "name": s.name,
         "wait": s.wait,
-        "waiting_on": _waiting_on(waiting_on),
+        "waiting_on": _waiting_on_thing(s.thing),
         "thread": s.thread,
         "loop": None if s.loop is None else hex(s.loop),
         "created_by": _frames(s.created_by) if s.created_by else None,
@@ -264,7 +271,12 @@ def _stack(s: Stack) -> dict[str, Any]:
         "wait_seconds": s.wait_seconds,
         "age_seconds": s.age_seconds,
         "frames": _frames(s.frames),
+        "merged": _frames(s.merged) if s.merged else None,
     }
+
+
+def _waiting_on_thing(thing: Thing | None) -> dict[str, Any] | None:
+    return None if thing is None else _waiting_on(WaitingOn(thing.type, thing.address, thing.detail))
 
 
 def _waiting_on(waiting_on: WaitingOn | None) -> dict[str, Any] | None:

@@ -97,12 +97,16 @@ def frames(stack: Sequence[Frame], view: View) -> Iterator[Line]:
     shown = list(stack) if view.verbose else [f for f in stack if is_own(f)]
     if not shown:
         shown = list(stack[:_LIBRARY_FRAMES])
-    folded = len(stack) - len(shown)
+    yield from frame_lines(shown, view, len(stack) - len(shown))
+
+
+def frame_lines(shown: Sequence[Frame], view: View, folded: int = 0) -> Iterator[Line]:
+    """Lines for these frames, and how many others are ``folded``."""
     limit = MAX_FRAMES_VERBOSE if view.verbose else MAX_FRAMES
     left_out = max(len(shown) - limit, 0)
     # The innermost frames say where it hangs, the outermost ones where it came from.
-    head = shown if not left_out else shown[: limit * 2 // 3]
-    tail = [] if not left_out else shown[-(limit - limit * 2 // 3) :]
+    head = list(shown) if not left_out else list(shown[: limit * 2 // 3])
+    tail = [] if not left_out else list(shown[-(limit - limit * 2 // 3) :])
     places = max((cells(place(f, view.verbose)) for f in head + tail), default=0)
     names = max((cells(_function(f)) for f in head + tail), default=0)
     places, names = min(places, 40), min(names, 32)
@@ -112,8 +116,8 @@ def frames(stack: Sequence[Frame], view: View) -> Iterator[Line]:
         lines.extend(_frame(f, view, places, names) for f in tail)
     if folded:
         note = f"… {count(folded, 'library frame')} folded (-v)"
-        room = view.width - sum(cells(text) for text, _ in lines[-1]) - 2
-        if cells(note) <= room:
+        room = view.width - sum(cells(text) for text, _ in lines[-1]) - 2 if lines else 0
+        if lines and cells(note) <= room:
             lines[-1].append(("  " + note, "label"))
         else:
             lines.append([(_INDENT + note, "label")])

@@ -77,13 +77,30 @@ class KernelWaits:
             return None
         frames = self.native.get(thread.tid, ())
         lock = lock_of(frames, thread.syscall_args[0], self.capture.memory.try_read, self._threads)
-        return None if lock is None else (lock.name, self._thing_of(lock))
+        return None if lock is None else (lock.name, self._thing_of(lock, thread))
 
-    def _thing_of(self, lock: NativeLock) -> Thing:
-        state = dict(lock.state)
+    def _thing_of(self, lock: NativeLock, thread: CapturedThread) -> Thing:
+        state, detail = dict(lock.state), lock.detail
         if state.get("owner_alive"):
             state["owner"] = self._tids.get(state["owner"], state["owner"])
-        return Thing(lock.address, lock.type, lock.detail, state)
+        elif lock.inside is not None:
+            tid = self._at_work(lock, thread)
+            if tid:
+                state.update(owner=tid, owner_alive=True, inferred=True)
+                detail = f"thread {tid} is in it"
+        return Thing(lock.address, lock.type, detail, state)
+
+    def _at_work(self, lock: NativeLock, waiter: CapturedThread) -> int:
+        """The one thread that is inside what others wait for to be done once, 0 where it is not known."""
+        inside = lock.inside
+        found = [
+            t.tid
+            for t in self.capture.threads
+            if t.tid != waiter.tid
+            and (not t.syscall_args or t.syscall_args[0] != waiter.syscall_args[0])
+            and any((f.library, f.function) == inside for f in self.native.get(t.tid, ()))
+        ]
+        return found[0] if len(found) == 1 else 0
 
     def ended(
         self, name: str, thing: Thing | None, thread: CapturedThread | None, call: str | None

@@ -98,8 +98,9 @@ class StackTable:
     Snapshot.waits (0: not waiting). thing: index into Snapshot.things (-1: none). thread: the tid it belongs
     to (0: unknown). loop: address of the event loop (0: none). created_by: trace of the place of creation
     (0: not recorded). merged: trace of a thread with its native frames between those of Python (0: not
-    unwound); a thread without Python frames has it as its ``trace``, too. holder: index into Snapshot.holders (-1: none found). stuck: 1 where every
-    strong reference to what it waits on comes from stacks that are stuck themselves (0: not, or not known).
+    unwound); a thread without Python frames has it as its ``trace``, too. holder: index into
+    Snapshot.holders (-1: none found). stuck: 1 where every strong reference to what it waits on comes from
+    stacks that are stuck themselves (0: not, or not known).
     wait_seconds, age_seconds: NaN where unknown.
     """
 

@@ -10,8 +10,8 @@ Table ``python_signals``, a row a signal that Python has something to say of:
 
 Table ``python_signal_state``, one row: ``found`` (how the table was: "layout", "symbol", "search"; null: it
 was not); ``handler``, the address of the C function behind all functions, and ``module``, where it is;
-``wakeup_fd`` (-1: none, null: not known); ``faulthandler`` (is it enabled for fatal signals; null: not known),
-``dump_later`` (seconds, of dump_traceback_later), ``stack`` and ``stack_size`` of its alternate stack.
+``wakeup_fd`` (-1: none, null: not known); ``faulthandler`` (is it enabled for fatal signals; null: not
+known), ``dump_later`` (seconds, of dump_traceback_later); ``stack``, ``stack_size`` of its alternate stack.
 
 From 3.12 on all is in ``_PyRuntime`` (pycore_signal.h, pycore_faulthandler.h); before, in static variables of
 Modules/signalmodule.c and Modules/faulthandler.c, which only a build that was not stripped has symbols for.
@@ -231,7 +231,7 @@ def _searched(ctx: Context, module: Module) -> int:
         for place in places.tolist()[:1000]:
             table = start + 8 * place - before
             if _is_table(ctx, table, none):
-                return table
+                return int(table)
     return 0
 
 
@@ -243,4 +243,4 @@ def _is_table(ctx: Context, table: int, none: int) -> bool:
     plain = ctx.vectors.are(functions, "int") | (functions == np.uint64(none))
     # SIG_DFL of most, and the same object in each.
     _, counts = np.unique(functions[plain], return_counts=True)
-    return bool(plain.sum() >= _SIGNALS // 2 and counts.max() >= _SIGNALS // 3)
+    return bool(int(plain.sum()) >= _SIGNALS // 2 and counts.max() >= _SIGNALS // 3)

@@ -81,6 +81,8 @@ class _Starts:
         self._memory = capture.memory
         self._modules = sorted(capture.modules, key=lambda m: m.start)
         self._starts = [m.start for m in self._modules]
+        made = sorted((m.start, m.end) for m in capture.mappings if "x" in m.permissions and not m.path)
+        self._made = made  # code that the process made itself
         self._codes: dict[int, Code | None] = {}
 
     def all(self, threads: list[CapturedThread]) -> list[Start]:
@@ -203,9 +205,8 @@ class _Starts:
         module = self._module(address)
         if module is not None:
             return bool(module.flags_at(address) & PF_X)
-        return address >= 4096 and any(
-            "x" in m.permissions and m.start <= address < m.end for m in self._capture.mappings
-        )
+        i = bisect_right(self._made, (address, 1 << 64)) - 1
+        return i >= 0 and address < self._made[i][1]
 
     def _module(self, address: int) -> Module | None:
         i = bisect_right(self._starts, address) - 1

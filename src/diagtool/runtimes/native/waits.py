@@ -12,9 +12,10 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from diagtool.runtimes.native.stacks.libc import is_libc
 from diagtool.runtimes.native.stacks.model import NativeFrame
 
 __all__ = ["NativeLock", "lock_of"]
@@ -31,13 +32,17 @@ Read = Callable[[int, int], "bytes | None"]
 @dataclass(frozen=True, slots=True)
 class NativeLock:
     """``name``: of the wait, as the function is called that a program calls. ``address`` and ``type`` of what
-    is waited on; ``state`` as in ``snapshot.model.Thing`` (``owner``: a tid as the process sees it)."""
+    is waited on; ``state`` as in ``snapshot.model.Thing`` (``owner``: a tid as the process sees it).
+
+    ``inside``: (library, function) that whoever works on it has on the stack, where nothing else tells who.
+    """
 
     name: str
     type: str
     address: int
     detail: str = ""
     state: Mapping[str, Any] = field(default_factory=dict)
+    inside: tuple[str | None, str] | None = None
 
 
 #: How functions are called that wait, without leading underscores, innermost first where one calls another.
@@ -57,6 +62,9 @@ _FUNCTIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"kmp_\w*(barrier|wait|suspend)\w*$", "omp barrier"),
     )
 )
+#: What is done once, by one thread, while others wait.
+_ONCE = ("pthread_once", "static initializer")
+_GUARDS = frozenset({"cxa_guard_acquire", "gthread_once", "call_once"})
 #: What a lock of glibc itself protects, by who waits for it.
 _INTERNAL = (
     (re.compile(r"(libc_)?(malloc|free|calloc|realloc|memalign|int_malloc|int_free)\w*$"), "malloc's arena"),
@@ -79,6 +87,11 @@ def lock_of(
         if name is None:
             continue
         found = _READERS[name](futex, read, threads, names[number:])
+        if name in _ONCE:
+            # The same function called it in the thread that is at work, or (a static) runs the initializer.
+            own = [f for f in frames[number:] if not is_libc(f.library) and _plain(f.function) not in _GUARDS]
+            if own and own[0].function:
+                return replace(found, inside=(own[0].library, own[0].function))
         guarded = _guard(names[number:]) if name == "pthread_mutex_lock" else None
         if guarded is not None:
             found = NativeLock(name, found.type, found.address, f"{guarded}; {found.detail}", found.state)

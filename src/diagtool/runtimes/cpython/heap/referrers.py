@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from diagtool.capture.memory import U64
 from diagtool.runtimes.cpython.context import Context
-from diagtool.runtimes.cpython.objects.addresssets import Ranges
+from diagtool.runtimes.cpython.objects.addresssets import Ranges, contains
 
 _FILTER_BITS = 20  # of an address above its lowest four
 _MASK = np.uint32((1 << _FILTER_BITS) - 1)
 _MAX_HITS = 1 << 22  # references found in one pass
 _PER_TARGET = 256  # of one target
+_MANY = 64  # to one target, in one block of memory
 
 
 @dataclass(slots=True)
@@ -29,8 +30,14 @@ class Targets:
     size: U64  # bytes of a bare block; 0 for an object
 
 
-def words_that_refer(ctx: Context, ranges: Ranges, targets: Targets) -> tuple[U64, NDArray[np.intp]]:
-    """(addresses of words, row of the target each refers to). At most some hundred of each target."""
+def words_that_refer(
+    ctx: Context, ranges: Ranges, targets: Targets, instances: U64 | None = None
+) -> tuple[U64, NDArray[np.intp]]:
+    """(addresses of words, row of the target each refers to). At most some hundred of each target.
+
+    ``instances``: sorted addresses of objects whose own reference to their type is left out. (Of a type with
+    many instances nothing else would be among the first hundreds.)
+    """
     table = np.zeros(1 << _FILTER_BITS, np.bool_)
     table[_places(targets.address)] = True
     reach = int(targets.size.max(initial=0))
@@ -48,13 +55,26 @@ def words_that_refer(ctx: Context, ranges: Ranges, targets: Targets) -> tuple[U6
         at = np.maximum(np.searchsorted(targets.address, values, side="right"), 1) - 1
         distance = values - targets.address[at]
         hit = (distance == 0) | (distance < targets.size[at])
-        where.append(np.uint64(start) + rows[hit].astype(np.uint64) * np.uint64(8))
-        which.append(at[hit])
-        total += int(np.count_nonzero(hit))
+        place = np.uint64(start) + rows[hit].astype(np.uint64) * np.uint64(8)
+        target = at[hit]
+        if instances is not None:
+            others = _but_types(place, target, instances, ctx.objects.type_offset)
+            place, target = place[others], target[others]
+        where.append(place)
+        which.append(target)
+        total += len(place)
         if total > _MAX_HITS:
             ctx.warn("more references than can be looked at: who keeps objects was not followed to the end")
             break
     return _few(np.concatenate(where), np.concatenate(which))
+
+
+def _but_types(place: U64, target: NDArray[np.intp], instances: U64, offset: int) -> NDArray[np.bool_]:
+    """Which words are not the reference of an instance to its type, as far as there are many of them."""
+    others = np.ones(len(place), np.bool_)
+    rows = np.flatnonzero(np.bincount(target)[target] > _MANY) if len(target) > _MANY else target[:0]
+    others[rows] = ~contains(instances, place[rows] - np.uint64(offset))
+    return others
 
 
 def _places(addresses: U64) -> NDArray[np.uint32]:

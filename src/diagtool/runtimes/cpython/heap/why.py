@@ -167,7 +167,8 @@ class _Search:
             frontier, size = frontier[keep], size[keep]
 
     def _level(self, frontier: U64, size: U64) -> tuple[U64, U64]:
-        words, which = words_that_refer(self.ctx, self._ranges, Targets(frontier, size))
+        targets = Targets(frontier, size)
+        words, which = words_that_refer(self.ctx, self._ranges, targets, self.owners.objects)
         holder, bare, unused = self.owners.find(words)
         kind = self.owners.kind(holder)
         keep = ~np.isin(kind, self._weak) | (kind < 0)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from diagtool.capture.model import CapturedThread
 from diagtool.runtimes.cpython.context import Context
-from diagtool.runtimes.cpython.threads.interpreters import Interpreter, PythonThread
+from diagtool.runtimes.cpython.threads.interpreters import Interpreter, PythonThread, waits_for_gil
 from diagtool.runtimes.cpython.threads.things import LOCK_KINDS, ThreadThings
 from diagtool.runtimes.cpython.threads.waits import classify, wait_in_python
 from diagtool.runtimes.native.stacks.libc import is_libc
@@ -70,6 +70,8 @@ class ThreadWaits:
         captured, process = thread.captured, self.ctx.capture.process
         number, args = (captured.syscall, captured.syscall_args) if captured else (None, ())
         wchan = captured.wchan if captured else None
+        if thread.holds_gil and captured is not None and captured.registers:
+            wchan = None  # where it was before the stop; since then it got the GIL, and runs
         gil = "waits" if thread.waits_for_gil else "holds" if thread.holds_gil else None
         name = classify(frames, number, args, wchan, gil, process.machine)
         if not name:
@@ -99,6 +101,9 @@ class ThreadWaits:
 
     def of_native(self, captured: CapturedThread) -> ThreadWait:
         """The wait of a thread that runs no Python, by what the kernel and its native frames say."""
+        for interpreter in self.interpreters:  # a callback from C: it takes the GIL before it has a frame
+            if interpreter.gil and waits_for_gil(captured, interpreter.gil) and interpreter.threads:
+                return ThreadWait("gil", self._gil(interpreter.threads[0]))
         return self.kernel.of(captured)
 
     def _native_lock(self, captured: CapturedThread | None, call: str | None) -> tuple[str, Thing] | None:

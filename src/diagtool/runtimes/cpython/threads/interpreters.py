@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 
 from diagtool.capture.errors import NotSupported
@@ -14,6 +15,7 @@ from diagtool.runtimes.cpython.runtime import FILES
 _MAX_INTERPRETERS = 4096
 _MAX_THREADS = 1 << 17
 _FUTEX = 202  # x86-64 (arch/x86/entry/syscalls/syscall_64.tbl)
+_GAVE_UP = tuple((1 << 64) - error for error in (errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR))
 _GIL_SIZE = 256  # bytes of struct _gil_runtime_state that a waiter's futex may lie in, at most
 
 
@@ -149,7 +151,7 @@ def _read_threads(ctx: Context, interpreter: Interpreter) -> None:
     for t in interpreter.threads:
         if locked is not None:
             t.holds_gil = bool(locked) and holder == t.address
-            t.waits_for_gil = not t.holds_gil and _waits_for(t.captured, interpreter.gil)
+            t.waits_for_gil = not t.holds_gil and waits_for_gil(t.captured, interpreter.gil)
         t.collecting = interpreter.collecting and (bool(t.holds_gil) or t.address == collector)
 
 
@@ -180,11 +182,18 @@ def _stopper(ctx: Context, interpreter: Interpreter) -> int:
         return 0
 
 
-def _waits_for(thread: CapturedThread | None, gil: int) -> bool:
-    """Whether a thread sleeps on a futex inside the GIL's structure (its condition variables)."""
-    if thread is None or thread.syscall != _FUTEX or not thread.syscall_args:
+def waits_for_gil(thread: CapturedThread | None, gil: int) -> bool:
+    """Whether a thread sleeps on a futex inside the GIL's structure (its condition variables).
+
+    It sleeps for 5 ms at a time, so now and then it has just been woken, to go to sleep again.
+    """
+    if thread is None:
         return False
-    return gil <= thread.syscall_args[0] < gil + _GIL_SIZE
+    if thread.syscall == _FUTEX and thread.syscall_args:
+        return gil <= thread.syscall_args[0] < gil + _GIL_SIZE
+    registers = thread.registers
+    woken = registers.get("orig_rax") == _FUTEX and registers.get("rax") in _GAVE_UP
+    return woken and gil <= registers.get("rdi", 0) < gil + _GIL_SIZE
 
 
 def _thread(

@@ -184,7 +184,7 @@ class ThreadThings:
         if len(idents) != 1:
             return "locked", {"locked": True}
         words, state = self.owner(idents[0])
-        return words, {"locked": True, **state}
+        return words, {"locked": True, "inferred": True, **state}
 
     def _rlock(self, address: int) -> tuple[str, State]:
         lay = self.ctx.runtime.layout

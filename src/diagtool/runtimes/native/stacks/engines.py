@@ -26,19 +26,20 @@ def native_stacks(
     why = ""
     if unwinder != "gdb":
         try:
-            from diagtool.runtimes.native.stacks import drgnengine
+            from diagtool.runtimes.native.stacks.drgnengine import unwind
 
-            stacks = drgnengine.unwind(capture, debug_directories)
+            stacks = unwind(capture, debug_directories)
         except ImportError:
             why = "drgn is not installed"
         except Exception as error:  # noqa: BLE001 - a library that unwinds garbage may raise anything
             why = f"drgn failed: {str(error).partition(chr(10))[0] or type(error).__name__}"
     if stacks is None and unwinder != "drgn":
-        from diagtool.runtimes.native.stacks import gdbengine
+        from diagtool.runtimes.native.stacks.gdbengine import NoGdb
+        from diagtool.runtimes.native.stacks.gdbengine import unwind as unwind_with_gdb
 
         try:
-            stacks = gdbengine.unwind(capture, debug_directories)
-        except gdbengine.NoGdb as error:
+            stacks = unwind_with_gdb(capture, debug_directories)
+        except NoGdb as error:
             why = f"{why}; {error}" if why else str(error)
     if stacks is None:
         return NativeStacks(warnings=[f"native frames are missing: {why}"])

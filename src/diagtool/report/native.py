@@ -1,0 +1,109 @@
+"""Threads with their native frames, for ``diagtool stacks --native``: a block for all threads that are alike.
+
+2 threads  waiting in time.sleep                                    Thread-1, Thread-2 (4243, 4244)
+        libc.so.6         __clock_nanosleep
+        timemodule.c:2159 pysleep
+        worker.py:41      work                   time.sleep(1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from diagtool.leaks.cluster import frames_of
+from diagtool.leaks.model import MAX_EXAMPLES, is_internal
+from diagtool.report.terminal import View, about, doing, frame_lines, warnings
+from diagtool.report.text import Line, cells, clean, count
+from diagtool.snapshot.model import KIND, STATES, Frame, Snapshot
+
+__all__ = ["Shown", "lines", "rows"]
+
+_MAX_BLOCKS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Which frames are shown. ``hide``, ``only``: patterns of functions or of names of libraries;
+    ``internals``: also those of the C library and of the interpreter."""
+
+    hide: Sequence[str] = ()
+    only: Sequence[str] = ()
+    internals: bool = False
+
+    def kept(self, frames: Iterable[Frame]) -> list[Frame]:
+        """The frames that are shown."""
+        return [f for f in frames if self._is_shown(f)]
+
+    def _is_shown(self, frame: Frame) -> bool:
+        if self.only:
+            return any(_matches(frame, p) for p in self.only)
+        if any(_matches(frame, p) for p in self.hide):
+            return False
+        return self.internals or not is_internal(frame)
+
+
+def _matches(frame: Frame, pattern: str) -> bool:
+    names = [frame.function, frame.function.partition("(")[0]]
+    place = frame.library or frame.file
+    names += [place, place.rpartition("/")[2], frame.module or ""]
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def rows(snapshot: Snapshot, shown: Shown) -> list[dict[str, Any]]:
+    """A row a thread: ``tid``, ``name``, ``python``, ``state``, ``wait``, ``waiting_on``, ``frames``."""
+    out = []
+    for info in snapshot.threads:
+        if not 0 <= info.stack < len(snapshot.stacks):
+            continue
+        stack = snapshot.stack(info.stack)
+        out.append(
+            {
+                "tid": info.tid,
+                "name": info.name,
+                "python": info.python,
+                "state": stack.state,
+                "wait": stack.wait,
+                "waiting_on": stack.thing,
+                "frames": shown.kept(stack.merged or stack.frames),
+            }
+        )
+    return out
+
+
+def lines(snapshot: Snapshot, shown: Shown, view: View) -> Iterator[Line]:
+    """All threads, those that are alike as one block, the largest first."""
+    s = snapshot.stacks
+    threads = np.flatnonzero(s.kind == KIND["thread"])
+    trace = np.where(s.merged[threads] > 0, s.merged[threads], s.trace[threads])
+    key = np.stack([trace, s.wait[threads], s.state[threads].astype(np.int32)], axis=1)
+    distinct, of, counts = np.unique(key, axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(-counts, kind="stable").tolist()
+    for number in order[:_MAX_BLOCKS] if not view.idle else order:
+        mine = threads[of.reshape(-1) == number]
+        node, wait, state = (int(word) for word in distinct[number])
+        yield _head(snapshot, mine.tolist(), doing(STATES[state], snapshot.waits[wait] or None), view)
+        every = frames_of(snapshot, node)
+        kept = shown.kept(every)
+        yield from frame_lines(kept, view, len(every) - len(kept))
+        yield []
+    if len(order) > _MAX_BLOCKS and not view.idle:
+        yield [(f"… {count(len(order) - _MAX_BLOCKS, 'stack')} more (--all)", "label")]
+    yield from warnings(snapshot.warnings, view)
+    yield [(count(len(threads), "thread"), "count"), (about(snapshot.target, snapshot.pause_ms), "")]
+
+
+def _head(snapshot: Snapshot, mine: Sequence[int], does: str, view: View) -> Line:
+    line: Line = [(count(len(mine), "thread"), "count"), ("  " + does, "")]
+    some = [f"{clean(snapshot.stacks.name[r], 40)} {int(snapshot.stacks.address[r])}".strip() for r in mine]
+    names = ", ".join(some[:MAX_EXAMPLES]) + (" …" if len(some) > MAX_EXAMPLES else "")
+    used = sum(cells(text) for text, _ in line)
+    if used + cells(names) + 2 <= view.width:
+        line.append((" " * (view.width - used - cells(names)) + names, "label"))
+    else:
+        line.append(("  " + names, "label"))
+    return line

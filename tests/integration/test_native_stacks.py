@@ -1,0 +1,183 @@
+"""Native stacks, merged with Python's: of every version, live and from a core, as two unwinders see them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import diagtool
+from diagtool.leaks import find_leaks
+from diagtool.leaks.template import builtin
+from diagtool.runtimes.native.stacks import NativeFrame, native_stacks
+from diagtool.snapshot.model import Stack
+from fixture_programs import FIXTURES, Interpreter, interpreters, launch
+
+NATIVE = Path(__file__).parents[2] / "fixtures" / "native"
+SOME = [i for i in interpreters() if i.version in ("3.9", "3.11", "3.13", "3.14")]
+
+NESTED = """
+import functools, os, signal, threading, time
+
+def leaf(event):
+    arrived.append(None)
+    event.wait()
+
+def items(event):
+    yield leaf(event)
+
+class Record:
+    def __init__(self, event):
+        list(map(leaf, [event]))
+
+def compared(event):
+    sorted([1, 2], key=functools.cmp_to_key(lambda a, b: next(items(event))))
+
+def deep(n, event):
+    return deep(n - 1, event) if n else Record(event)
+
+arrived = []
+event = threading.Event()
+for target, arguments in ((compared, (event,)), (deep, (50, event))):
+    threading.Thread(target=target, args=arguments, name=target.__name__, daemon=True).start()
+while len(arrived) < 2:
+    time.sleep(0.001)
+time.sleep(0.1)
+print("READY", os.getpid(), flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.fixture(scope="module")
+def nested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("nested") / "program.py"
+    path.write_text(NESTED)
+    return path
+
+
+def is_python(stack: Stack) -> bool:
+    return bool(stack.frames)
+
+
+@pytest.mark.parametrize("interpreter", interpreters(), ids=str)
+def test_python_frames_stand_between_native_ones_in_the_order_of_their_calls(
+    interpreter: Interpreter, nested: Path
+) -> None:
+    with launch(nested, interpreter=interpreter) as program:
+        snapshot = diagtool.snapshot(program.pid, inventory=())
+    stacks = {s.name.partition(" ")[0]: s for s in snapshot if is_python(s)}
+    for stack in stacks.values():
+        assert [f for f in stack.merged if f.language == "python"] == stack.frames
+        # Each call of the interpreter was replaced by the Python frames that it ran.
+        assert not any("EvalFrameDefault" in f.function for f in stack.merged)
+        assert stack.merged[-1].library is not None  # a thread begins in C
+    compared = stacks["compared"].merged
+    names = [f.function.rpartition(".")[2] for f in compared if f.language == "python"]
+    between = [i for i, f in enumerate(compared) if f.language == "python"]
+    key, caller = names.index("<lambda>"), names.index("compared")
+    # C code of sorted() and of cmp_to_key() is between the function that is the key and who sorts.
+    assert between[caller] - between[key] > 1
+
+
+@pytest.mark.parametrize("interpreter", SOME[:2], ids=str)
+def test_a_core_has_the_same_stacks(interpreter: Interpreter, nested: Path, tmp_path: Path) -> None:
+    with launch(nested, interpreter=interpreter) as program:
+        live = diagtool.snapshot(program.pid, inventory=())
+        dead = diagtool.snapshot(program.gcore(tmp_path), inventory=())
+    of_live = {s.address: s.merged for s in live if is_python(s)}
+    of_dead = {s.address: s.merged for s in dead if is_python(s)}
+    assert of_live == of_dead
+
+
+# -- without Python ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ here")
+    path = tmp_path_factory.mktemp("native") / "pools"
+    subprocess.run(["g++", "-O1", "-g", "-pthread", str(NATIVE / "pools.cpp"), "-o", path], check=True)
+    return path
+
+
+@pytest.fixture
+def blocked(pools: Path, request: pytest.FixtureRequest) -> Iterator[int]:
+    process = subprocess.Popen([pools, request.param], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("READY")
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def shape(frames: list[NativeFrame]) -> list[tuple[int, int, bool, int | None]]:
+    return [(f.pc, f.sp, f.inline, f.line) for f in frames]
+
+
+@pytest.mark.parametrize("blocked", ["deadlock"], indirect=True)
+def test_gdb_and_drgn_see_the_same_frames(blocked: int) -> None:
+    if shutil.which("gdb") is None:
+        pytest.skip("no gdb here")
+    with diagtool.capture(blocked) as capture:
+        one, other = native_stacks(capture, "drgn"), native_stacks(capture, "gdb")
+    assert one.warnings == other.warnings == []
+    assert {t: shape(list(f)) for t, f in one.frames.items()} == {
+        t: shape(list(f)) for t, f in other.frames.items()
+    }
+
+
+@pytest.mark.parametrize("blocked", ["deadlock"], indirect=True)
+def test_a_deadlock_of_a_program_without_python_is_proven(blocked: int, tmp_path: Path) -> None:
+    core = tmp_path / "core"
+    subprocess.run(["gcore", "-o", str(core), str(blocked)], check=True, capture_output=True)
+    for target in (blocked, f"{core}.{blocked}"):
+        snapshot = diagtool.snapshot(target)
+        (finding,) = find_leaks([snapshot]).findings
+        assert (finding.template, finding.verdict, finding.count) == ("native-deadlock", "proven", 2)
+        assert "app::Account::transfer" in finding.evidence[0]
+
+
+@pytest.mark.parametrize("blocked", ["chain"], indirect=True)
+def test_threads_that_wait_for_one_who_is_at_work_are_no_deadlock(blocked: int) -> None:
+    snapshot = diagtool.snapshot(blocked)
+    assert {s.wait for s in snapshot} >= {"pthread_mutex_lock", "sleep"}
+    assert find_leaks([snapshot]).findings == ()
+
+
+# -- what hangs --------------------------------------------------------------------------------------------
+
+HANGS = [f for f in FIXTURES.values() if f.native]
+CATALOGUE = {t.id: t.catalogue for t in builtin()}
+PROVEN = {"e07"}
+CASES = [(f.name, mode) for f in HANGS for mode in (*f.leak_modes, *f.healthy_modes)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+@pytest.mark.parametrize("interpreter", [i for i in SOME if i.root is None], ids=str)
+def test_what_hangs_in_native_code_is_told_and_its_twin_is_not(
+    interpreter: Interpreter, case: tuple[str, str]
+) -> None:
+    name, mode = case
+    fixture = FIXTURES[name]
+    with launch(fixture, mode, interpreter) as program:
+        ready = next(line for line in program.lines() if line.startswith("READY "))
+        pid = int(ready.split()[1])  # of a child, where it is the child that hangs
+        findings = find_leaks([diagtool.snapshot(pid)]).findings
+    told = [(CATALOGUE[f.template or ""], f.verdict) for f in findings]
+    expected = [(fixture.template, "proven" if name in PROVEN else "likely")]
+    assert told == (expected if mode in fixture.leak_modes else [])
+
+
+def test_a_deadlock_with_the_gil_is_found_in_a_core(tmp_path: Path) -> None:
+    with launch(FIXTURES["e07"], "leak", SOME[-2]) as program:
+        snapshot = diagtool.snapshot(program.gcore(tmp_path))
+    (finding,) = find_leaks([snapshot]).findings
+    assert (finding.template, finding.verdict) == ("native-deadlock", "proven")

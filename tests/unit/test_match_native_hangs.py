@@ -1,0 +1,112 @@
+"""Templates about threads that hang in native code, on synthetic snapshots, each with its healthy twin."""
+
+from __future__ import annotations
+
+from made_stacks import World
+
+from diagtool.leaks import find_leaks
+from diagtool.leaks.model import Finding
+from diagtool.snapshot.model import Thing
+
+THREAD = "threading.py:Thread.run:1"
+
+
+def judged(world: World, exact: bool = True) -> list[Finding]:
+    snapshot = world.build()
+    snapshot.target.details["exact"] = exact
+    return list(find_leaks([snapshot]).findings)
+
+
+def gil_and_mutex(w: World, *, gil_owner: int = 0x5000, **mutex: object) -> None:
+    gil = w.thing("GIL", locked=True, owner=gil_owner, owner_alive=True)
+    lock = w.thing("pthread_mutex_t", **{"locked": True, "owner": 0x5100, "owner_alive": True, **mutex})
+    w.threads(1, "pthread_mutex_lock", f"app.py:flush:9 {THREAD}", lock, address=0x5000)
+    w.threads(1, "gil", f"app.py:log:3 {THREAD}", gil, address=0x5100)
+
+
+def test_a_circle_of_the_gil_and_a_mutex_is_proven() -> None:
+    w = World()
+    gil_and_mutex(w)
+    (finding,) = judged(w)
+    assert (finding.template, finding.verdict, finding.count) == ("native-deadlock", "proven", 2)
+    assert "waits for the GIL, which thread 20480" in finding.evidence[0]
+    assert "waits for pthread_mutex_t" in finding.evidence[0]
+
+
+def test_a_circle_in_memory_of_several_instants_is_likely_only() -> None:
+    w = World()
+    gil_and_mutex(w)
+    (finding,) = judged(w, exact=False)
+    assert finding.verdict == "likely"
+
+
+def test_an_owner_that_was_inferred_proves_nothing() -> None:
+    w = World()
+    gil_and_mutex(w, inferred=True)
+    (finding,) = judged(w)
+    assert finding.verdict == "likely"
+
+
+def test_a_mutex_whose_owner_runs_is_no_deadlock() -> None:
+    w = World()
+    gil_and_mutex(w, owner=0x5200)
+    w.threads(1, "", f"app.py:work:9 {THREAD}", None, address=0x5200, state="running")
+    assert judged(w) == []
+
+
+def test_a_circle_that_a_time_limit_ends_is_no_deadlock() -> None:
+    w = World()
+    lock = w.thing("pthread_mutex_t", owner=0x5100, owner_alive=True)
+    other = w.thing("pthread_mutex_t", owner=0x5000, owner_alive=True)
+    first = w.threads(1, "pthread_mutex_lock", f"app.py:a:9 {THREAD}", lock, address=0x5000)
+    second = w.threads(1, "pthread_mutex_lock", f"app.py:b:9 {THREAD}", other, address=0x5100)
+    rows = [{"stack": row, "left": 1.0} for row in (*first, *second)]
+    w.builder.snapshot.tables["timeouts"] = rows
+    assert judged(w) == []
+
+
+def test_a_mutex_of_a_thread_that_is_not_in_this_process_is_likely() -> None:
+    w = World()
+    w.threads(1, "pthread_mutex_lock", f"app.py:a:9 {THREAD}", w.thing("pthread_mutex_t", owner_alive=False))
+    (finding,) = judged(w)
+    assert (finding.template, finding.verdict) == ("mutex-owner-gone", "likely")
+
+
+def test_a_mutex_without_a_known_owner_is_nothing() -> None:
+    w = World()
+    w.threads(30, "pthread_mutex_lock", f"app.py:a:9 {THREAD}", w.thing("pthread_mutex_t", locked=True))
+    assert judged(w) == []
+
+
+def holder(w: World, wait: str, detail: str = "", others: int = 1, left: float | None = None) -> None:
+    gil = w.thing("GIL", locked=True, owner=0x5000, owner_alive=True)
+    thing = Thing(0, "fd", detail) if detail else None
+    rows = w.threads(1, wait, f"app.py:a:9 {THREAD}", thing, address=0x5000, holds_gil=True)
+    if others:
+        w.threads(others, "gil", f"app.py:b:9 {THREAD}", gil, address=0x6000)
+    w.builder.snapshot.tables["timeouts"] = [{"stack": rows[0], "left": left}] if left is not None else []
+
+
+def test_whoever_blocks_with_the_gil_while_others_want_it_is_told() -> None:
+    for wait, detail, template in (
+        ("socket.recv", "fd 3 socket:[1] 10.0.0.1:1 -> 10.0.0.2:5 ESTABLISHED", "gil-held-while-blocked"),
+        ("poll", "", "gil-held-while-blocked"),
+        ("pthread_cond_wait", "", "gil-held-while-blocked"),
+        ("read", "fd 3 pipe:[123]", "gil-held-while-reading"),
+    ):
+        w = World()
+        holder(w, wait, detail)
+        (finding,) = judged(w)
+        assert (finding.template, finding.verdict) == (template, "likely")
+
+
+def test_whoever_blocks_shortly_or_alone_or_on_a_file_is_not() -> None:
+    for wait, detail, others, left in (
+        ("poll", "", 0, None),
+        ("time.sleep", "", 1, 0.01),
+        ("read", "fd 3 /var/log/app.log", 1, None),
+        ("", "", 3, None),
+    ):
+        w = World()
+        holder(w, wait, detail, others, left)
+        assert judged(w) == []
