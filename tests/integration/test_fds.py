@@ -91,7 +91,7 @@ async def main():
     a, b = socket.socketpair()
     reader, writer = await asyncio.open_connection(sock=a)
     truth[a.fileno()] = ["socket", "socket.socket", "_SelectorSocketTransport, registered with "]
-    registered = os.eventfd(3) if hasattr(os, "eventfd") else os.pipe()[0]
+    registered = os.eventfd(0) if hasattr(os, "eventfd") else os.pipe()[0]
     asyncio.get_running_loop().add_reader(registered, print)
     kind = "eventfd" if hasattr(os, "eventfd") else "pipe"
     loop = "registered with asyncio.unix_events._UnixSelectorEventLoop"
