@@ -54,6 +54,14 @@ def python(interpreter: Interpreter, folder: Path, code: str, **options: Any) ->
         yield program
 
 
+def look(target: int | Path) -> Snapshot:
+    return diagtool.snapshot(target, frames=False, inventory=("ffi",))
+
+
+def objects(target: int | Path) -> Snapshot:
+    return diagtool.snapshot(target, heap=True, graph=False, native=False, frames=False, inventory=("ffi",))
+
+
 def table(snapshot: Snapshot, name: str, key: str) -> dict[Any, Row]:
     return {row[key]: row for row in snapshot.tables[name]}
 
@@ -64,7 +72,7 @@ def table(snapshot: Snapshot, name: str, key: str) -> dict[Any, Row]:
 @pytest.mark.parametrize("interpreter", SOME, ids=str)
 def test_each_library_is_there_for_a_reason(interpreter: Interpreter, tmp_path: Path) -> None:
     with python(interpreter, tmp_path, "import _ctypes, zlib") as program:
-        found = [diagtool.snapshot(target) for target in (program.pid, program.gcore(tmp_path))]
+        found = [look(target) for target in (program.pid, program.gcore(tmp_path))]
     live, core = (table(s, "libraries", "name") for s in found)
     roles = {row["role"] for row in live.values()}
     assert {"executable", "dependency", "loader", "vdso"} <= roles <= {*roles, "interpreter", "extension"}
@@ -98,7 +106,7 @@ def test_a_library_that_changed_on_disk_is_told_by_its_build_id(
     code = "held = [ctypes.CDLL(path) for path in sys.argv[1:]]"
     arguments = [str(f) for f in files.values()]
     with python(interpreter, tmp_path, code, arguments=arguments) as program:
-        before = table(diagtool.snapshot(program.pid), "libraries", "name")
+        before = table(look(program.pid), "libraries", "name")
         shutil.copy(other, tmp_path / "new")
         (tmp_path / "new").replace(files["replaced"])
         files["deleted"].unlink()
@@ -106,7 +114,7 @@ def test_a_library_that_changed_on_disk_is_told_by_its_build_id(
         (tmp_path / "same").replace(files["copied"])
         files["upgraded"].unlink()  # as install(1) does it
         shutil.copy(other, files["upgraded"])
-        snapshot = diagtool.snapshot(program.pid)
+        snapshot = look(program.pid)
     after = {n: table(snapshot, "libraries", "name")[f"lib{n}.so"] for n in names}
     assert all(before[f"lib{n}.so"]["on_disk"] == "same" for n in names)
     assert {n: r["on_disk"] for n, r in after.items()} == {
@@ -142,7 +150,7 @@ for line in open("/proc/self/maps"):
     with python(interpreter, tmp_path, code, arguments=arguments) as program:
         core = program.gcore(tmp_path)
         for target in (program.pid, core):
-            found = table(diagtool.snapshot(target), "libraries", "path")
+            found = table(look(target), "libraries", "path")
             assert (found[str(one)]["version"], found[str(two)]["version"]) == ("1.2.3", "1.4.0")
             assert found[str(one)]["copies"] == sorted([str(two), str(hashed)])
             assert found[str(one)]["role"] == "loaded"
@@ -155,7 +163,7 @@ for line in open("/proc/self/maps"):
         assert "can be written to and executed" in text and "another copy is mapped" in text
     asks = built("starts", "-Wl,-z,execstack")
     with started(asks, "1") as running:
-        (exe,) = (r for r in diagtool.snapshot(running.pid).tables["libraries"] if r["role"] == "executable")
+        (exe,) = (r for r in look(running.pid).tables["libraries"] if r["role"] == "executable")
     assert (exe["executable_stack"], exe["threads"]) == (True, 3)
 
 
@@ -195,7 +203,7 @@ def test_what_python_holds_of_c_is_counted_live_and_in_a_core(
 ) -> None:
     with python(interpreter, tmp_path, OBJECTS) as program:
         for target in (program.pid, program.gcore(tmp_path)):
-            snapshot = diagtool.snapshot(target, heap=True, graph=False, native=False)
+            snapshot = objects(target)
             opened = {
                 (r["name"], Path(str(r["library"])).name): r["count"]
                 for r in snapshot.tables["ffi_libraries"]
@@ -247,7 +255,7 @@ def test_what_cffi_holds_is_counted(tmp_path: Path) -> None:
     if interpreter.root is not None:
         pytest.skip("libraries are for an interpreter of this machine")
     with python(interpreter, tmp_path, CFFI, env={"PYTHONPATH": str(where)}) as program:
-        snapshot = diagtool.snapshot(program.pid, heap=True, graph=False, native=False)
+        snapshot = objects(program.pid)
     opened = {(r["by"], r["name"]) for r in snapshot.tables["ffi_libraries"] if r["library"]}
     assert {("cffi", "libm.so.6"), ("cffi", "<None>")} <= opened
     (pending,) = snapshot.tables["cffi_destructors"]

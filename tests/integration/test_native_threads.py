@@ -13,36 +13,19 @@ import pytest
 
 import diagtool
 from diagtool.capture.modules import Module
+from diagtool.cli import main
 from diagtool.leaks import find_leaks
 from diagtool.runtimes.native.starts import thread_starts
-from fixture_programs import Interpreter, Running, interpreters, launch
+from diagtool.snapshot.model import Snapshot
+from fixture_programs import FIXTURES, Interpreter, interpreters, launch
 from native import PROGRAMS, Program, built, started
 
 pytestmark = pytest.mark.timeout(300)
 
 HERE = [i for i in interpreters() if i.root is None]
 SOME = HERE[:1] + HERE[-1:]
-
-PROGRAM = """
-import ctypes, os, signal, sys, threading, time
-os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-os.nice(19)
-library, what, threads = ctypes.CDLL(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-if what == "burn":
-    threading.Thread(target=library.burn, args=(threads,), daemon=True).start()
-else:
-    library.rest(threads)
-def state(tid):
-    with open("/proc/self/task/%s/stat" % tid) as file:
-        return file.read().rpartition(")")[2].split()[0]
-while library.count() < threads:
-    time.sleep(0.01)
-while what == "rest" and any(state(t) != "S" for t in os.listdir("/proc/self/task") if int(t) != os.getpid()):
-    time.sleep(0.01)
-print("READY", os.getpid(), flush=True)
-while True:
-    signal.pause()
-"""
+ONE = HERE[-1:]
+E10, E11 = FIXTURES["e10"], FIXTURES["e11"]
 
 
 def gcore(program: Program, folder: Path) -> Path:
@@ -101,42 +84,93 @@ def test_a_thread_that_is_gone_or_garbage_is_unknown(tmp_path: Path) -> None:
     assert [s.code is not None for s in found] == [s.tid == program.pid for s in found]
 
 
-def pools(interpreter: Interpreter, what: str, threads: int) -> Callable[[], object]:
-    library = built("pools", "-shared", "-fPIC", "-fopenmp")
-    folder = Path(library).parent
-    path = folder / "pools.py"
-    path.write_text(PROGRAM)
-    return lambda: launch(
-        path,
-        interpreter=interpreter,
-        arguments=[library, what, str(threads)],
-        env={"OMP_NUM_THREADS": "64", "OMP_WAIT_POLICY": "passive"},
+@pytest.mark.parametrize("interpreter", ONE, ids=str)
+def test_a_thread_of_glib_belongs_to_the_function_that_it_was_given(
+    interpreter: Interpreter, tmp_path: Path
+) -> None:
+    path = tmp_path / "glib.py"
+    path.write_text(
+        "import ctypes, os, signal\n"
+        "try:\n"
+        "    glib = ctypes.CDLL('libglib-2.0.so.0')\n"
+        "except OSError:\n"
+        "    print('SKIP no GLib here', flush=True)\n"
+        "    os._exit(0)\n"
+        "pause = ctypes.cast(ctypes.CDLL(None).pause, ctypes.c_void_p)\n"
+        "glib.g_thread_new(b'worker', pause, None)\n"
+        "print('READY', os.getpid(), flush=True)\n"
+        "while True:\n"
+        "    signal.pause()\n"
     )
+    with launch(path, interpreter=interpreter) as program, diagtool.capture(program.pid) as capture:
+        (start,) = (s for s in thread_starts(capture) if s.tid != program.pid)
+    assert start.via == "GThread" and start.code is not None and start.code.module is not None
+    assert (start.code.symbol, Path(start.code.module.path).name) == ("pause", "libc.so.6")
+
+
+# --- pools -------------------------------------------------------------------------------------------------
+
+
+def look(target: int | Path) -> Snapshot:
+    return diagtool.snapshot(target, frames=False, inventory=("pools",))
+
+
+def names(*snapshots: Snapshot) -> list[tuple[str | None, str, str, int]]:
+    return [(f.template, f.verdict, f.kind, f.count) for f in find_leaks(list(snapshots)).findings]
 
 
 @pytest.mark.parametrize("interpreter", SOME, ids=str)
 def test_a_pool_that_runs_on_too_few_processors_is_found_and_explained(
-    interpreter: Interpreter, tmp_path: Path
+    interpreter: Interpreter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pools(interpreter, "burn", 17)() as program:  # type: ignore[attr-defined]
-        assert isinstance(program, Running)
+    with launch(E10, "leak", interpreter, env={"OMP_NUM_THREADS": "64"}) as program:
         for target in (program.pid, program.gcore(tmp_path)):
-            snapshot = diagtool.snapshot(target)
-            (finding,) = find_leaks([snapshot]).findings
-            assert (finding.template, finding.verdict) == ("thread-pools-oversubscribed", "likely")
-            assert (finding.kind, finding.count) == ("thread", 16)  # the one that calls OpenMP is Python's
-            (why,) = finding.evidence
+            snapshot = look(target)
+            # The thread that calls OpenMP is Python's.
+            assert names(snapshot) == [("thread-pools-oversubscribed", "likely", "thread", E10.count - 1)]
+            ((why,),) = (f.evidence for f in find_leaks([snapshot]).findings)
             assert "OpenMP (libgomp" in why and "OMP_NUM_THREADS (now 64)" in why
             (row,) = snapshot.tables["oversubscription"]
             assert 1 <= row["cpus"] <= min(2, len(os.sched_getaffinity(0)))
+        assert main(["leaks", str(program.pid)]) == 1
+        assert "threadpoolctl" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("what", "threads"), [("rest", 24), ("burn", 3)])
-def test_pools_that_sleep_or_fit_are_no_finding(what: str, threads: int, tmp_path: Path) -> None:
-    with pools(SOME[-1], what, threads)() as program:  # type: ignore[attr-defined]
+def test_pools_of_several_libraries_are_told_together(tmp_path: Path) -> None:
+    with launch(E10, "leak2", ONE[0]) as program:
         for target in (program.pid, program.gcore(tmp_path)):
-            snapshot = diagtool.snapshot(target)
-            (pool,) = snapshot.tables["thread_pools"]
-            assert (pool["pool"], pool["threads"]) == ("OpenMP", threads - 1)
-            assert pool["running"] == (threads - 1 if what == "burn" else 0)
-            assert find_leaks([snapshot]).findings == ()
+            snapshot = look(target)
+            assert names(snapshot) == [("thread-pools-oversubscribed", "likely", "thread", E10.count - 1)]
+            found = {Path(p["library"]).name.partition(".")[0]: p for p in snapshot.tables["thread_pools"]}
+            assert (found["libgomp"]["threads"], found["libburn"]["threads"]) == (8, 9)
+            assert snapshot.tables["oversubscription"][0]["pools"] == 2
+
+
+@pytest.mark.parametrize("mode", E10.healthy_modes)
+def test_pools_that_sleep_or_fit_are_no_finding(mode: str, tmp_path: Path) -> None:
+    with launch(E10, mode, ONE[0]) as program:
+        for target in (program.pid, program.gcore(tmp_path)):
+            snapshot = look(target)
+            assert names(snapshot) == []
+            running = sum(p["running"] for p in snapshot.tables["thread_pools"])
+            assert running == (1 if mode == "healthy2" else 0)
+
+
+def test_threads_that_a_library_has_more_of_with_each_snapshot_are_a_leak() -> None:
+    with launch(E11, "leak", ONE[0]) as program:
+        series = [look(program.pid)]
+        for _ in range(2):
+            program.grow()
+            series.append(look(program.pid))
+    assert names(*series) == [("native-threads-grow", "likely", "thread", 6 * E11.count)]
+    assert names(series[0]) == []
+
+
+@pytest.mark.parametrize("mode", E11.healthy_modes)
+def test_threads_that_stay_or_end_are_none(mode: str) -> None:
+    with launch(E11, mode, ONE[0]) as program:
+        series = [look(program.pid)]
+        for _ in range(2):
+            program.grow()
+            series.append(look(program.pid))
+    assert names(*series) == []

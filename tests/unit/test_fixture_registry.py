@@ -12,13 +12,21 @@ from fixture_programs import FIXTURES, PROGRAMS, REQUIREMENTS, Fixture, cases
 
 #: Modules that programs import, not programs.
 #: No fixtures: parts of them, and the service of test_memory_leak.py and the docs.
-PARTS = {"_files.py", "_fixture.py", "_http.py", "zoo_tasks.py", "zoo_threads.py", "thumbnails.py"}
+PARTS = {
+    "_files.py",
+    "_fixture.py",
+    "_http.py",
+    "_native.py",
+    "zoo_tasks.py",
+    "zoo_threads.py",
+    "thumbnails.py",
+}
 TEMPLATES = (
     {f"A{i:02}" for i in range(1, 20)}
     | {f"C{i:02}" for i in range(1, 13)}
     | {"B01", "B02", "B03", "B04", "B08"}
     | {"D01", "D03", "D04", "D08", "D09", "D11", "E01"}
-    | {"E03", "E04", "E05"}
+    | {"E03", "E04", "E05", "E10"}
     | {"G01", "G03", "G04", "G05", "G06"}
 )
 
