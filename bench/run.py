@@ -24,6 +24,7 @@ from pathlib import Path
 
 from common import BIN, ROOT, Row, Table, gap_ms, interpreter, run, target
 from heap_stop import heap_stop
+from memory import memory
 from native_heap import native_heap
 from object_heap import object_heap
 
@@ -176,6 +177,7 @@ PARTS: dict[str, Callable[[int], Iterator[Table]]] = {
     "core": big_core,
     "start": start_up,
     "heap-stop": heap_stop,
+    "memory": memory,
     "native-heap": native_heap,
     "object-heap": object_heap,
 }

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from diagtool.capture.elf import PF_W
 from diagtool.capture.model import Mapping
 from diagtool.capture.modules import Module
-from diagtool.capture.plan import is_anonymous
 
 __all__ = ["NOTES", "UNKNOWN", "Owners", "part_of_library"]
 
@@ -90,7 +89,7 @@ class Owners:
 
     def _by_name(self, m: Mapping) -> str | None:
         path = m.path
-        if is_anonymous(m) and not path.startswith("/"):
+        if not path or path.startswith("["):
             return self._special(path)
         plain = path.removesuffix(" (deleted)")
         for prefix, owner in _PREFIXES:

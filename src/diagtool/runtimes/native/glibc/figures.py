@@ -26,11 +26,11 @@ __all__ = ["ArenaFigures", "How", "figures"]
 #: exact: as mallinfo2() says. estimated: from a part of the heap. unknown: what is free could not be found.
 How = Literal["exact", "estimated", "unknown"]
 
-_ROUNDS = 300  # steps of all lists together
+_ROUNDS = 200  # steps of all lists together
 _MOST_ALONE = 100_000  # chunks of lists that are followed alone
 _WINDOW = 256 << 10  # bytes of a stretch
 _WHOLE = 256  # stretches of an arena that is looked at whole
-_WINDOWS = 128  # of a larger one
+_WINDOWS = 96  # of a larger one
 _AT_ONCE = 32  # of them
 _LEAST_SAMPLE = 16  # stretches without which nothing is said, where there are so many
 _SIZE = np.uint64(~SIZE_BITS & (1 << 64) - 1)
