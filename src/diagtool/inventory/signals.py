@@ -128,7 +128,7 @@ def _known(capture: Capture, snapshot: Snapshot) -> _Known:
 def _numbers(known: _Known) -> Iterable[int]:
     """Signals that there is anything to say of."""
     masks = known.masks
-    seen = {*bits(masks.caught), *bits(masks.ignored), *bits(masks.pending)}
+    seen = {SIGPIPE, SIGCHLD, *bits(masks.caught), *bits(masks.ignored), *bits(masks.pending)}
     for mask in (*masks.blocked.values(), *masks.thread_pending.values()):
         seen |= set(bits(mask))
     seen |= {n for n, row in known.python.items() if row["kind"] != "default" or row["faulthandler"]}
@@ -148,11 +148,13 @@ def _row(known: _Known, number: int) -> Row | None:
     ``python_kind``, ``python_file``, ``python_line``; ``agrees``: what the kernel does is what Python
     believes (null: not known), else ``replaced`` by "handler", "default" or "ignored"; ``kept``: places where
     others keep the address of Python's handler; ``blocked_in`` and ``pending_in`` (tids), ``pending`` (for
-    the process), ``blocked_all``, ``blocked_main``; ``awaited`` by sigwait or a signalfd. For templates:
-    ``stolen`` (a function that somebody asked for is not called), ``stolen_default`` (the same of what SIGINT
-    has in a program that is Python's), ``exits_lost`` (ended children are not kept for who waits for them),
-    ``waiters`` (of these), ``connections`` and ``listening`` sockets, ``deadly`` (SIGPIPE: by "others" than
-    Python, or by the program "itself")."""
+    the process), ``blocked_all``, ``blocked_main``; ``awaited`` by sigwait or a signalfd.
+
+    For templates: ``stolen`` (a function that somebody asked for is not called), ``stolen_default`` (the same
+    of what SIGINT has in a program that is Python's), ``exits_lost`` (ended children are not kept for who
+    waits for them), ``lost_by_others`` than Python, ``waiters``; ``connections`` and ``listening`` sockets,
+    ``deadly`` (SIGPIPE: by "others" than Python, or by the program "itself").
+    """
     masks, py = known.masks, known.python.get(number)
     action = (known.actions or {}).get(number)
     disposition: str | None = _by_kernel(masks, number)
@@ -169,7 +171,8 @@ def _row(known: _Known, number: int) -> Row | None:
     row["text"] = _text(row)
     row |= _for_templates(known, row)
     nothing = disposition in ("default", None) and not row["blocked_in"] and not row["pending"]
-    if nothing and row["python_kind"] in (None, "default") and not row["faulthandler"] and not row["flags"]:
+    plain = row["python_kind"] in (None, "default") and not row["faulthandler"] and not row["flags"]
+    if nothing and plain and row["deadly"] is None:
         return None
     return row
 
@@ -184,11 +187,13 @@ def _for_templates(known: _Known, row: Row) -> Row:
             deadly = "others"
         elif row["python_kind"] == "default" and program:
             deadly = "itself"
-    lost = row["disposition"] == "ignored" or "SA_NOCLDWAIT" in row["flags"]
+    unwanted = "SA_NOCLDWAIT" in row["flags"]  # which Python never sets
+    lost = unwanted or row["disposition"] == "ignored"
     return {
         "stolen": replaced and not row["python_default"],
         "stolen_default": replaced and row["python_default"] and program and row["library"] != exe,
         "exits_lost": row["number"] == SIGCHLD and lost,
+        "lost_by_others": row["number"] == SIGCHLD and (unwanted or (lost and row["agrees"] is False)),
         "deadly": deadly,
         "place": f"{row['python_file']}:{row['python_line']}" if row["python_file"] else None,
     }

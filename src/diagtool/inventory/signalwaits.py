@@ -13,7 +13,7 @@ __all__ = ["awaited", "connections", "runs_command", "waiters"]
 _WAITS = (61, 247)  # wait4, waitid: syscall_64.tbl
 _SIGTIMEDWAIT = 128
 _SIGCHLD = 17
-_CHILD_WAITS = ("os.wait", "subprocess.", "multiprocessing.Process.join", "asyncio.subprocess")
+_CHILD_WAITS = ("os.wait", "subprocess.", "multiprocessing.Process.join", "asyncio.Process.")
 
 
 def awaited(capture: Capture) -> int:
