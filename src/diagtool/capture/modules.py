@@ -143,6 +143,13 @@ class Module:
                 return found[0], found[1] + self.bias, found[2]
         return None
 
+    def function_at(self, address: int) -> str | None:
+        """The name of the function that begins at an address, or None."""
+        names = (table.at(address - self.bias) for table in self._tables())
+        found = next((name for name in names if name is not None), None)
+        self._release()
+        return found
+
     # The string table of a large library is tens of megabytes that need not stay resident.
     def _release(self) -> None:
         if self._file is not None:

@@ -78,6 +78,21 @@ class SymbolTable:
         outside = found[found["info"] >> 4 != _STB_LOCAL]
         return int((outside if len(outside) else found)["value"][0])
 
+    def at(self, value: int) -> str | None:
+        """The name of the function that begins at a virtual address, a global one if there are several.
+
+        Quicker than :meth:`nearest` for a few addresses: nothing is sorted.
+        """
+        if not 0 < value < 1 << 64:
+            return None
+        found = self._symbols[self._symbols["value"] == np.uint64(value)]
+        found = found[_defined(found) & np.isin(found["info"] & 15, _FUNCTIONS)]
+        if not len(found):
+            return None
+        outside = found[found["info"] >> 4 != _STB_LOCAL]
+        first = (outside if len(outside) else found)[0]
+        return _name(self._strings, self._start + int(first["name"]), self._end) or None
+
     def nearest(self, value: int) -> tuple[str, int] | None:
         """(name, offset in bytes) of the function that covers a virtual address."""
         if self._functions is None:

@@ -35,12 +35,12 @@ _SAYS: Final = {
 #: Symbols whose text is the version.
 _SYMBOLS = {"libsqlite3": "sqlite3_version"}
 
-_AFTER = re.compile(r"\.so\.(\d+(?:\.\d+)*)$")  # libstdc++.so.6.0.30
+_AFTER = re.compile(r"\.so\.(\d+(?:\.\d+)*[a-z]{0,2})$")  # libstdc++.so.6.0.30, libssl.so.1.1.1k
 _BEFORE = re.compile(r"[-.](\d+(?:\.\d+)+(?:\.[a-z]{2,4})?)\.so")  # libc-2.31.so, libopenblas…3.23.dev.so
 _PYTHON = re.compile(r"^libpython(\d\.\d+)")
 _NUMBERED = re.compile(r"^(.*?)_?(\d+(?:\.\d+)+)$")  # GLIBC_2.36, OPENSSL_3.0.0
 _HASH = re.compile(r"-[0-9a-f]{8,}(?=[.-]|$)")  # what auditwheel adds: libgomp-a34b3233.so.1.0.0
-_TAIL = re.compile(r"[-_.]?\d[\d.]*$")
+_TAIL = re.compile(r"[-_.]\d[\d.]*$")  # of libc-2.31, not of libc10
 
 
 def version_of(
@@ -102,9 +102,10 @@ def _said(name: str, module: Module, memory: AddressSpace) -> str | None:
 
 
 def _search(file: ElfFile, pattern: re.Pattern[bytes]) -> str | None:
-    for segment in file.loads:
-        flags, offset = int(segment["flags"]), int(segment["offset"])
-        if flags & (PF_W | PF_X):
+    # Constant data has a segment of its own, or is beside the code.
+    for segment in sorted(file.loads, key=lambda s: int(s["flags"]) & PF_X):
+        offset = int(segment["offset"])
+        if int(segment["flags"]) & PF_W:
             continue
         size = min(int(segment["filesz"]), _MAX_SEARCHED)
         found = pattern.search(file.data, offset, min(offset + size, len(file.data)))

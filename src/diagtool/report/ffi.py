@@ -145,6 +145,7 @@ _NAMES = {
 }
 #: What else a row of ffi_buffers may have, by its kind.
 _OF_BUFFERS = ("owned", "owned_bytes", "views", "foreign", "exports")
+_OF_PROCESSORS = ("cpus", "host", "allowed", "threads", "running")
 _ROLES = ("loaded", "preloaded", "extension", "dependency", "interpreter", "executable", "loader", "vdso")
 _MOST_PLACES = 3
 
@@ -160,11 +161,34 @@ def rows(snapshot: Snapshot, table: str) -> list[Row]:
     """The rows of a table that make sense."""
     found = checked_rows(snapshot, table, _TABLES[table])
     if table == "ffi_buffers":
-        more = {(r.get("type"), r.get("address")): r for r in snapshot.tables.get(table, ())}
+        # What only one kind has may be missing.
+        whole = [
+            r
+            for r in snapshot.tables.get(table, ())
+            if isinstance(r, dict) and isinstance(r.get("type"), str)
+        ]
+        more = {(r["type"], r["address"]): r for r in whole if isinstance(r.get("address"), int)}
         for row in found:
             raw = more.get((row["type"], row["address"]), {})
-            row |= {k: raw.get(k) if isinstance(raw.get(k), int) else None for k in _OF_BUFFERS}
+            row |= {k: raw[k] if _is_whole(raw.get(k)) else None for k in _OF_BUFFERS}
     return found
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _against(snapshot: Snapshot) -> Row | None:
+    """The row of processors and pools, with None for what makes no sense."""
+    row = next(iter(snapshot.tables.get("oversubscription", ())), None)
+    if not isinstance(row, dict):
+        return None
+    out: Row = {k: row[k] if _is_whole(row.get(k)) else None for k in _OF_PROCESSORS}
+    quota = row.get("quota")
+    fits = isinstance(quota, (int, float)) and not isinstance(quota, bool) and 0 <= quota < 1e9
+    out["quota"] = quota if fits else None
+    out["known_by"] = row["known_by"] if isinstance(row.get("known_by"), str) else None
+    return out
 
 
 def document(snapshot: Snapshot) -> dict[str, Any]:
@@ -175,9 +199,7 @@ def document(snapshot: Snapshot) -> dict[str, Any]:
             {k: hex(v) if _TABLES[table].get(k) == "address" else v for k, v in row.items()}
             for row in rows(snapshot, table)
         ]
-    found = next(iter(snapshot.tables.get("oversubscription", ())), None)
-    keys = ("cpus", "known_by", "host", "allowed", "quota", "threads", "running")
-    out["processors"] = {k: found.get(k) for k in keys} if isinstance(found, dict) else None
+    out["processors"] = _against(snapshot)
     return out
 
 
@@ -394,11 +416,10 @@ _PARTS: dict[str, _Columns] = {
 
 def _processors(snapshot: Snapshot) -> str | None:
     """How many there are for the threads of pools, and how that is known."""
-    row = next(iter(snapshot.tables.get("oversubscription", ())), None)
-    cpus = row.get("cpus") if isinstance(row, dict) else None
-    if not isinstance(cpus, int) or not 0 < cpus < 1 << 20 or row is None:
+    row = _against(snapshot)
+    if row is None or not row["cpus"]:
         return None
-    return f"{count(cpus, 'processor')} for these ({clean(str(row.get('known_by')), 60)})"
+    return f"{count(row['cpus'], 'processor')} for these ({clean(row['known_by'] or 'not known how', 60)})"
 
 
 def _threads(threads: list[Row], pools: list[Row], processors: str | None, view: View) -> Iterator[Line]:

@@ -20,6 +20,7 @@ __all__ = ["ModulesByAddress", "add_extensions"]
 
 _DEFINITIONS = ("PyModuleObject.md_def", "PyModuleObject.md_exec", "PyModuleObject.md_token")
 _MOST_ROWS = 10_000
+_MOST_PATH = 1 << 16  # characters
 _MOST_ASKED = 2_000  # modules whose __file__ is looked for one by one
 
 
@@ -79,7 +80,8 @@ def _extensions(
     # Of modules in Python the interpreter's is the only definition; built-in ones are in its library.
     open_ = np.array([path is None or path == interpreter for path in libraries], np.bool_)
     dicts = v.field(modules, "PyModuleObject.md_dict")
-    files = v.texts(v.dict_values(dicts, "__file__"))
+    told = v.dict_values(dicts, "__file__")
+    files = v.texts(_of_libraries(ctx, told))
     asked = 0
     out = []
     by_file = {_plain(m.path): m.path for m in ctx.capture.modules}
@@ -87,7 +89,8 @@ def _extensions(
     for i, (name, address) in enumerate(zip(v.texts(names), modules.tolist(), strict=True)):
         file = files[i] or None
         if open_[i]:
-            if file is None and libraries[i] is None and asked < _MOST_ASKED:
+            # Of a dict with many names only the first are looked through for all at once.
+            if not told[i] and libraries[i] is None and asked < _MOST_ASKED:
                 asked += 1
                 file = ctx.objects.text(ctx.objects.dict_get(int(dicts[i]), "__file__")) if dicts[i] else None
             if file is None or ".so" not in file.rpartition("/")[2]:
@@ -96,6 +99,18 @@ def _extensions(
         library = libraries[i]
         out.append((name, None if library is None else _plain(library), file, address))
     return out
+
+
+# The texts that end as names of libraries do, 0 for the others: most are long paths of sources.
+def _of_libraries(ctx: Context, texts: U64) -> U64:
+    v, layout = ctx.vectors, ctx.runtime.layout
+    length = np.where(v.are(texts, "str"), v.field(texts, "PyASCIIObject.length"), np.uint64(0))
+    length = np.where(length < _MOST_PATH, length, np.uint64(0))
+    end = texts + np.uint64(layout["sizeof.PyASCIIObject"]) + length - np.uint64(3)
+    ascii_only = v.memory.load_block(np.where(length > 3, end, np.uint64(0)), 3)[0]
+    plain = (ascii_only == np.frombuffer(b".so", np.uint8)).all(axis=1)
+    state = v.small(texts, "PyASCIIObject.state", "<u4") >> layout["const.unicode_state_ascii_shift"] & 1
+    return np.where((length > 3) & (plain | (state == 0)), texts, np.uint64(0))
 
 
 # The only mapped file of a name: the path of a module may go through links, or another root.

@@ -198,8 +198,7 @@ class _Starts:
         if not self._is_code(address):
             return None
         module = self._module(address)
-        found = module.symbol_at(address) if module is not None else None
-        return Code(address, module, found[0] if found is not None and found[1] == 0 else None)
+        return Code(address, module, module.function_at(address) if module is not None else None)
 
     def _is_code(self, address: int) -> bool:
         module = self._module(address)

@@ -112,8 +112,8 @@ def _symbol(ctx: Context, module: Module, address: int, function: int) -> str:
     name = ctx.objects.text(ctx.objects.attribute(function, "__name__"))
     if name:
         return name[:_MOST_NAME]
-    found = module.symbol_at(address)
-    return found[0] if found is not None else f"{module.path.rpartition('/')[2]}+{address - module.bias:#x}"
+    found = module.function_at(address)
+    return found or f"{module.path.rpartition('/')[2]}+{address - module.bias:#x}"
 
 
 def _buffers(ctx: Context, census: HeapCensus, kind: int) -> Row | None:
