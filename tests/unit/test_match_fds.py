@@ -41,7 +41,15 @@ TEMPORARY: Row = {"kind": "file", "settled": True, "deleted": True, "access": "r
 
 def many(row: Row, count: int, **changes: str) -> list[Row]:
     """So many of it; ``{}`` in a change becomes the number."""
-    return [{**row, **{k: v.format(i) for k, v in changes.items()}, "fd": 10 + i} for i in range(count)]
+    return [
+        {"inode": 900 + i, **row, **{k: v.format(i) for k, v in changes.items()}, "fd": 10 + i}
+        for i in range(count)
+    ]
+
+
+def turned_over(*looks: list[Row]) -> list[list[Row]]:
+    """The same, all of it new in each look."""
+    return [[{**row, "inode": row["inode"] + 10_000 * n} for row in rows] for n, rows in enumerate(looks)]
 
 
 def series(*looks: list[Row], table: str = "fds") -> list[Snapshot]:
@@ -105,6 +113,11 @@ HEALTHY: dict[str, list[list[Row]]] = {
     "a pool that the server has closed": [many(CLOSED, n) for n in (0, 10, 29)],
     "connections in use": [many({**CLIENT, "owned": True}, n) for n in (100, 500, 900)],
     "uploads in work": [many(TEMPORARY, n, name="/tmp/#{}") for n in (10, 25, 45)],
+    "more and more uploads in work, new ones each time": turned_over(
+        *(many(TEMPORARY, n, name="/tmp/#{}") for n in (30, 60, 150))
+    ),
+    "connections that come and go": turned_over(*(many(CLOSED, n) for n in (30, 60, 90))),
+    "pipes that come and go": turned_over(*(many({**PIPE, "ends": [11]}, n) for n in (30, 60, 150))),
     "shared memory of tensors": [many(TEMPORARY, n, name="/dev/shm/torch_{}") for n in (100, 500, 900)],
     "a small log that was deleted": [many({**LOG, "allocated": 4096}, 1)] * 3,
     "a deleted log that nobody writes": [many({**LOG, "allocated": 2_000_000}, 1)] * 3,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from diagtool.leaks.condition import Resolve, all_hold
@@ -27,6 +27,13 @@ class _Group:
     key: Any
     rows: list[Row]
     counts: list[int]
+    first: set[Any] = field(default_factory=set)  # identities in the first snapshot
+    last: set[Any] = field(default_factory=set)
+
+    @property
+    def stayed(self) -> float | None:
+        """Which part of the rows of the first snapshot is still there; None where rows have no identity."""
+        return len(self.first & self.last) / len(self.first) if self.first else None
 
 
 def judge_table(
@@ -57,6 +64,11 @@ def _groups(pattern: TablePattern, facts: Sequence[Facts]) -> Iterable[_Group]:
                 by_key[key] = _Group(key, [], [0] * len(facts))
             group = by_key[key]
             group.counts[at] += _count(pattern, row)
+            if pattern.identity:
+                identity = tuple(str(row.get(column)) for column in pattern.identity)
+                for wanted, known in ((0, group.first), (len(facts) - 1, group.last)):
+                    if at == wanted:
+                        known.add(identity)
             if at == len(facts) - 1:
                 group.rows.append(row)
     return [g for g in by_key.values() if g.rows]
@@ -135,6 +147,7 @@ def _resolver(
         "process.tasks": snapshot.count("task", "waiting", "ready", "running", "cancelling"),
         "grew": steady and growth >= max(LEAST_GROWTH, LEAST_RATIO * group.counts[0]),
         "persisted": min(group.counts),
+        "stayed": group.stayed,
         "age_seconds": course.seconds[-1] if course is not None else None,
     }
 

@@ -47,13 +47,15 @@ class TablePattern:
     """Which rows of a table of the snapshot count. ``things`` is the table of all things waited on.
 
     ``count``: the column that is summed; "" counts rows. ``group_by``: a finding for each value of that
-    column; "" makes one for all rows. ``unit``: what is counted. ``state``: what became of it.
+    column; "" makes one for all rows. ``identity``: columns that tell whether a row is the same in
+    another snapshot. ``unit``: what is counted. ``state``: what became of it.
     """
 
     table: str
     where: tuple[Condition, ...] = ()
     count: str = ""
     group_by: str = ""
+    identity: tuple[str, ...] = ()
     unit: str = "object"
     state: str = "kept"
 

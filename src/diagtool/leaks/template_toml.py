@@ -157,7 +157,7 @@ _TEMPLATE_KEYS = (
 _STACK_KEYS = (
     "kinds states wait not_wait names frames top bottom any_frames not_frames thing stack same"
 ).split()
-_TABLE_KEYS = "table where count group_by unit state".split()
+_TABLE_KEYS = "table where count group_by identity unit state".split()
 _RULE_KEYS = (
     "level min_count thing stack group series with without explains over_idle evidence where"
 ).split()
@@ -221,6 +221,7 @@ def _match(check: _Checker, table: _Table, kind: str) -> StackPattern | TablePat
         where=raw.conditions("where", None),
         count=raw.text("count"),
         group_by=raw.text("group_by"),
+        identity=raw.texts("identity"),
         unit=raw.choice("unit", (*NO_STACKS, "thread"), "object"),
         state=raw.choice("state", FATES, "kept"),
     )
@@ -261,7 +262,7 @@ def _rule(check: _Checker, raw: Mapping[str, Any], where: str, kind: str) -> Rul
             "where" if kind == "table" else "stack", None if kind == "table" else STACK_FACTS
         ),
         group=table.conditions("group", facts),
-        series=table.conditions("series", SERIES_FACTS),
+        series=table.conditions("series", (*SERIES_FACTS, *(("stayed",) if kind == "table" else ()))),
         present=tuple(_stacks(check, r, f"{where}.with") for r in table.tables("with")),
         absent=tuple(_stacks(check, r, f"{where}.without") for r in table.tables("without")),
         explains=tuple(_stacks(check, r, f"{where}.explains") for r in table.tables("explains")),

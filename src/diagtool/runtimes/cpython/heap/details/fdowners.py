@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +51,11 @@ _TRANSPORTS = (
     "_UnixWritePipeTransport",
 )
 #: Attributes that hold the number of a descriptor, by their names.
-_NUMBER = re.compile(r"_*(?:\w*_)?(?:fd|fileno|sock_fd)_?|_?handle|sentinel|_w|_r")
+_NUMBER = re.compile(r"_*(?:\w*_)?(?:fd|fileno)_?|_handle|sentinel")
+#: Of these, which mean that only in what multiprocessing is made of.
+_ONLY_OF, _PROCESSES = ("_handle", "sentinel"), ("multiprocessing.", "multiprocess.", "billiard.")
+#: Attributes of selectors and loops.
+_OF_SELECTORS = ("_fd_to_key", "_selector")
 _STREAMS = ("stdin", "stdout", "stderr")
 _FAMILIES = {1: "unix", 16: "netlink", 17: "packet", 40: "vsock"}
 _INET = (2, 10)
@@ -65,13 +70,24 @@ _MOST_FD = 1 << 24
 _MOST_NAMES = 64
 _LONGEST = 500
 _HEAPTYPE = 1 << 9
+_UV_NAMES = tuple(name.rpartition(".")[2] for name in UV_PLAIN)
 _0 = np.uint64(0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Type:
+    """A type of Python code: its number in the census, and those of its attributes that matter here."""
+
+    number: int
+    address: int
+    names: set[str]
 
 
 @dataclass(slots=True)
 class _Found:
     """Descriptors and objects by number of the census' types, and what is known of objects besides."""
 
+    types: list[_Type]
     rows: list[Row] = field(default_factory=list)
     roles: dict[int, str] = field(default_factory=dict)  # address of an owner: what it is a part of
     registered: dict[int, str] = field(default_factory=dict)  # descriptor: with what
@@ -80,7 +96,7 @@ class _Found:
 def add_fd_owners(ctx: Context, census: HeapCensus, _: Sequence[Interpreter]) -> None:
     """Add the tables ``fd_owners`` and ``fd_numbers``."""
     bases = _bases(ctx, census)
-    found = _Found()
+    found = _Found(_heap_types(ctx, census))
     for part in (_owners, _registrations, _holders, _streams):
         try:
             part(ctx, census, bases, found)
@@ -167,48 +183,63 @@ def _protocol(family: int, kind: int) -> str | None:
 # --- Python code that knows a number -----------------------------------------------------------------------
 
 
-def _heap_types(ctx: Context, census: HeapCensus) -> Iterator[tuple[int, int, set[str]]]:
-    """(number, address, names of attributes) of the types of Python code that have objects."""
+def _heap_types(ctx: Context, census: HeapCensus) -> list[_Type]:
+    """The types of Python code that have objects with an attribute that may tell of descriptors."""
+    known: dict[int, str] = {}  # names are interned: one string for the attributes of all types
+
+    def spelled(name: int) -> str:
+        if name not in known:
+            text = ctx.objects.text(name) or ""
+            wanted = text in _OF_SELECTORS or _NUMBER.fullmatch(text) is not None
+            known[name] = text if wanted else ""
+        return known[name]
+
+    found = []
     for i, address in enumerate(census.types.address.tolist()):
         if not int(census.types.flags[i]) & _HEAPTYPE or not len(census.of(i)):
             continue
         try:
-            yield i, address, _attributes(ctx, address, int(census.of(i)[0]))
+            names = {spelled(n) for n in _attributes(ctx, address, int(census.of(i)[0])) if n} - {""}
         except MemoryFault:
             continue
+        if names or ctx.objects.type_name(address).rpartition(".")[2] in (*_TRANSPORTS, *_UV_NAMES):
+            found.append(_Type(i, address, names))
+    return found
 
 
-def _attributes(ctx: Context, kind: int, example: int) -> set[str]:
+def _attributes(ctx: Context, kind: int, example: int) -> list[int]:
+    """Addresses of the names of attributes of a type's objects."""
     o = ctx.objects
     keys = o.cached_keys(kind)
     names: list[int] = []
     if keys:
-        try:
+        with suppress(MemoryFault):
             names = o.key_names(keys)[:_MOST_NAMES].tolist()
-        except MemoryFault:
-            names = []
     if not names:
         own = o.instance_dict(example, kind)
         names = o.dict_items(own)[0][:_MOST_NAMES].tolist() if own else []
-    return {text for text in (o.text(n) for n in names if n) if text}
+    return names
 
 
 def _holders(ctx: Context, census: HeapCensus, bases: dict[str, list[int]], found: _Found) -> None:
     """Objects of which an attribute is the number of a descriptor, or a socket: transports, connections …"""
     v = ctx.vectors
     known = {i for kinds in bases.values() for i in kinds}
-    for i, address, names in _heap_types(ctx, census):
-        if i in known:
+    for kind in found.types:
+        if kind.number in known:
             continue
-        name = ctx.objects.type_name(address).rpartition(".")[2]
-        objects = census.of(i)[:_MOST_OBJECTS]
+        full = ctx.objects.type_name(kind.address)
+        name = full.rpartition(".")[2]
+        objects = census.of(kind.number)[:_MOST_OBJECTS]
         if name in _TRANSPORTS:
             _transports(ctx, objects, found)
             continue
-        if name in UV_PLAIN or ctx.objects.type_name(address) in UV_PLAIN:
+        if full in UV_PLAIN:
             _own(ctx, found, objects, transport_fds(ctx, objects), "any", {})
             continue
-        for attribute in sorted(n for n in names if _NUMBER.fullmatch(n)):
+        for attribute in sorted(kind.names - set(_OF_SELECTORS)):
+            if attribute in _ONLY_OF and not ctx.objects.qualified_type(kind.address).startswith(_PROCESSES):
+                continue
             _own(ctx, found, objects, v.integers(v.attribute(objects, attribute)), "any", {})
 
 
@@ -238,15 +269,15 @@ def _registrations(ctx: Context, census: HeapCensus, bases: dict[str, list[int]]
     o, v = ctx.objects, ctx.vectors
     loops: dict[int, str] = {}
     selectors: list[int] = []
-    for i, address, names in _heap_types(ctx, census):
-        if "_fd_to_key" in names:
-            selectors += census.of(i)[:_MOST_OBJECTS].tolist()
-        if "_selector" in names and ctx.objects.type_name(address) not in _MAPPINGS:
-            objects = census.of(i)[:_MOST_OBJECTS]
+    for kind in found.types:
+        if "_fd_to_key" in kind.names:
+            selectors += census.of(kind.number)[:_MOST_OBJECTS].tolist()
+        if "_selector" in kind.names and o.type_name(kind.address) not in _MAPPINGS:
+            objects = census.of(kind.number)[:_MOST_OBJECTS]
             for selector, owner in zip(
                 v.attribute(objects, "_selector").tolist(), objects.tolist(), strict=True
             ):
-                loops.setdefault(selector, f"{o.qualified_type(address)} {owner:#x}")
+                loops.setdefault(selector, f"{o.qualified_type(kind.address)} {owner:#x}")
     for selector in selectors:
         table = o.attribute(selector, "_fd_to_key")
         if not table or not o.is_a(table, "dict"):
