@@ -155,6 +155,17 @@ def test_a_core_that_we_wrote_and_a_snapshot_tell_the_same_as_the_process(
         assert "replaced behind Python's back" in text
 
 
+def test_leaks_says_that_it_did_not_ask_and_finds_it_when_it_may(
+    thief: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["leaks", str(thief.pid), "--no-native"]) == 0
+    assert "not known: who handles SIGTERM, SIGUSR2; --clone always asks" in capsys.readouterr().out
+    assert main(["leaks", str(thief.pid), "--no-native", "--clone", "always"]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"but the kernel calls abs in libc\S+, which does not call it on", text)
+    assert "not known" not in text
+
+
 def test_a_core_of_gcore_knows_python_and_says_what_it_does_not_know(
     thief: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

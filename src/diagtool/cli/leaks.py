@@ -10,6 +10,7 @@ import click
 
 from diagtool.cli.options import (
     all_option,
+    clone_option,
     color_option,
     core_options,
     format_option,
@@ -23,6 +24,7 @@ from diagtool.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from diagtool.capture.image import CloneMode
     from diagtool.leaks.model import Report, Verdict
     from diagtool.report.text import Line
     from diagtool.runtimes.native.stacks import Unwinder
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     help="Report what has at least N stacks, instead of as many as each template says.",
 )
 @heap_option
+@clone_option("auto with --heap, else never")
 @native_options()
 @templates_option
 @all_option("Show idle stacks, too: worker pools, event loops, listeners.")
@@ -60,6 +63,7 @@ def command(
     fail_on: Verdict | Literal["never"],
     min_count: int | None,
     heap: bool | None,
+    clone: CloneMode | None,
     native: bool | None,
     unwinder: Unwinder,
     debug_directories: tuple[str, ...],
@@ -81,6 +85,9 @@ def command(
 
     Native frames of threads are unwound, too, after the stop: they say which lock of C or C++ a thread waits
     for, and who owns it. A program without Python is judged by them alone.
+
+    Which functions handle signals only a frozen copy of a process can tell: with --clone always one is made,
+    and handlers that C code took from Python are found.
 
     A running process is stopped for milliseconds and runs on. Nothing is executed in it. A core is never
     read as a whole; files of its machine that are missing here can be given with --exe and --sysroot, and
@@ -122,6 +129,7 @@ def command(
         exe=exe,
         sysroot=sysroot,
         output=output,
+        clone=clone,
         frames=native is not False,
         unwinder=unwinder,
         debug_directories=debug_directories,
@@ -158,7 +166,14 @@ def _has_more(target: str, snap: Snapshot) -> bool:
 
 
 def _hint(target: str, snap: Snapshot) -> list[Line]:
-    """That a large core has a heap, too."""
-    if not _has_more(target, snap):
+    """That a large core has a heap, too; that only a copy of a process knows its signal handlers."""
+    from diagtool.report.signals import doubted
+
+    if _has_more(target, snap):
+        return [[("the heap was not looked at; --heap does, and takes longer", "label")]]
+    names = doubted(snap) if snap.target.kind == "live" and "signals" in snap.tables else []
+    if not names:
         return []
-    return [[("the heap was not looked at; --heap does, and takes longer", "label")]]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    text = f"not known: who handles {', '.join(names[:3])}{more}; --clone always asks a copy of the process"
+    return [[(text, "label")]]

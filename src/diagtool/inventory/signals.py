@@ -70,7 +70,14 @@ def add(capture: Capture, snapshot: Snapshot) -> None:
     rows = [row for number in _numbers(known) if (row := _row(known, number)) is not None]
     state = known.state
     fd = state.get("wakeup_fd")
-    doubt = [r["signal"] for r in rows if r["python_kind"] == "function" and r["agrees"] is None]
+    doubt = [
+        row["signal"]
+        for row in rows
+        if row["python_kind"] == "function"
+        and row["agrees"] is None
+        and not row["python_default"]
+        and not row["python"].startswith("asyncio.")  # asyncio.run() has one for SIGINT
+    ]
     snapshot.tables["signals"] = rows
     snapshot.tables["signal_state"] = [
         {

@@ -21,7 +21,7 @@ from diagtool.report.terminal import View, about, ended_by, warnings
 from diagtool.report.text import Line, cells, clean, count, cut, duration, pad, wrap
 from diagtool.snapshot.model import Snapshot
 
-__all__ = ["document", "is_told", "lines", "rows"]
+__all__ = ["document", "doubted", "is_told", "lines", "rows"]
 
 Row = dict[str, Any]
 
@@ -98,6 +98,12 @@ def _state(snapshot: Snapshot) -> Row:
 def _first(snapshot: Snapshot, table: str) -> Row:
     found = next(iter(snapshot.tables.get(table, ())), {})
     return found if isinstance(found, dict) else {}
+
+
+def doubted(snapshot: Snapshot) -> list[str]:
+    """Signals that the program has functions for, of which it is not known whether the kernel calls them."""
+    doubt: list[str] = _state(snapshot)["doubt"]
+    return doubt
 
 
 def document(snapshot: Snapshot, found: Sequence[Row]) -> Row:
