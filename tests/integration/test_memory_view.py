@@ -149,6 +149,8 @@ def test_every_page_has_one_owner_and_malloc_agrees(interpreter: Interpreter, tm
     free_threaded = interpreter.flavour == "free-threaded"
     assert by_owner["Python objects" if free_threaded else "glibc mapped blocks"]["rss"] >= 24 * MIB
     assert by_owner["Python objects"]["used"] > 2 * MIB
+    if int(interpreter.version.split(".")[1]) >= 11:  # a chunk of 16 KiB for each thread
+        assert by_owner["Python frames"]["size"] >= 4 * (16 << 10)
     assert len(found["stacks"]) == 4 and all(r["rss"] > 0 for r in found["stacks"])
     assert by_owner["thread stacks"]["rss"] > 0
     malloc, python = found["malloc"], found["python"]

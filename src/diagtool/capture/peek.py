@@ -158,7 +158,7 @@ def _looked_at(capture: Capture, core: list[Segment]) -> Iterator[tuple[int, int
     for start, words in capture.memory.blocks(merged(looked)):
         whole = len(words) // (PAGE // 8)
         some = words[: whole * (PAGE // 8)].reshape(whole, PAGE // 8).any(axis=1)
-        yield from runs(np.asarray(some), start).tolist()
+        yield from ((low, high) for low, high in runs(np.asarray(some), start).tolist())
     yield from _less(merged(looked), merged((s.start, s.end) for s in core if s.writable))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from diagtool.capture.errors import NotSupported
 from diagtool.capture.model import Capture
 from diagtool.runtimes.cpython.heap.arenas import add_arenas
+from diagtool.runtimes.cpython.heap.datastacks import claim_data_stacks
 from diagtool.runtimes.cpython.runtime import find_runtime
 from diagtool.runtimes.describe import describe
 from diagtool.runtimes.memory import add_process_memory
@@ -24,6 +25,7 @@ def add_owners(capture: Capture, snapshot: Snapshot) -> None:
     with capture.memory.unwatched():
         add_arenas(capture, snapshot)
         add_malloc(capture, snapshot.tables)
+        claim_data_stacks(capture)
     capture.late_pages = late
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diagtool.capture.elf import PF_W
-from diagtool.capture.memory import PAGE, AddressSpace
+from diagtool.capture.memory import PAGE, U64, AddressSpace
 from diagtool.capture.model import Capture, Mapping
 from diagtool.capture.modules import Module
 from diagtool.capture.plan import RED_ZONE, MappingOrder, is_anonymous, is_writable_private
@@ -131,6 +131,7 @@ def thread_stacks(capture: Capture) -> list[Stack]:
     """The stacks that are known, one for each thread with registers."""
     order = MappingOrder(capture.mappings)
     stacks = []
+    _fetch_heads(capture)
     for thread in capture.threads:
         pointer = thread.registers.get("rsp", 0)
         place = order.holding(pointer)
@@ -142,6 +143,14 @@ def thread_stacks(capture: Capture) -> list[Stack]:
         if found is not None:
             stacks.append(Stack(thread.tid, max(found[0], order.mappings[place].start), found[1], pointer))
     return stacks
+
+
+# What describes each thread, read for all of them at once where it was not copied.
+def _fetch_heads(capture: Capture) -> None:
+    pointers: U64 = np.array([t.registers.get("fs_base", 0) & -PAGE for t in capture.threads], np.uint64)
+    pages = np.unique(np.concatenate([pointers, pointers + np.uint64(PAGE)]))
+    if len(capture.threads) > 1:
+        capture.memory.load(pages[pages > 0], "u1")
 
 
 def without_stack(capture: Capture) -> list[int]:
