@@ -41,6 +41,7 @@ GROWING = [FIXTURES[name] for name in ("d02", "d06", "d07", "d10", "heaps_grow")
 ALL_ON, SOME_ON = 12, (9, 14)
 CASES = [(i, f, f.modes) for i in interpreters() if i.minor == ALL_ON for f in GROWING]
 CASES += [(i, FIXTURES["d02"], ("leak", "leak3", "healthy2")) for i in interpreters() if i.minor in SOME_ON]
+CASES += [(i, FIXTURES["d02"], ("leak2", "leak6", "healthy6")) for i in interpreters("free-threaded")[-1:]]
 
 
 def series(fixture: Fixture, mode: str, interpreter: Interpreter) -> list[Snapshot]:

@@ -242,6 +242,26 @@ def test_references_are_words_that_are_the_address_or_point_into_a_bare_block() 
     ]
 
 
+def test_who_keeps_a_type_is_found_behind_its_instances() -> None:
+    heap = PooledHeap()
+    node = heap.made_type("Node", 32, flags=GC)
+    pools = [heap.pool(64, 200, free=[]) for _ in range(2)]
+    for pool in pools:
+        heap.fill(pool, 64, list(range(200)), node, before=16)
+    word = heap.room(64)
+    heap.put(word, "Q", node)
+    context = heap.context()
+    ranges, targets = (
+        [(BASE, BASE + len(heap.data))],
+        Targets(np.array([node], np.uint64), np.zeros(1, np.uint64)),
+    )
+    objects = np.sort(take_census(context).objects.address)
+    where = words_that_refer(context, ranges, targets, objects)[0]
+    assert word in where.tolist()
+    assert not np.isin(where - np.uint64(8), objects).any()
+    assert word not in words_that_refer(context, ranges, targets)[0].tolist()  # too many others
+
+
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(-5, 40)), max_size=10), st.integers(0, 600))
 def test_spans_hold_what_lies_in_them(made: list[tuple[int, int]], address: int) -> None:
     start = np.array([low for low, _ in made], np.uint64)
