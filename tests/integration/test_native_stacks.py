@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from diagtool.leaks import find_leaks
 from diagtool.leaks.template import builtin
 from diagtool.runtimes.native.stacks import NativeFrame, native_stacks
 from diagtool.snapshot.model import Stack
-from fixture_programs import FIXTURES, Interpreter, interpreters, launch
+from fixture_programs import FIXTURES, Fixture, Interpreter, interpreters, launch
 
 NATIVE = Path(__file__).parents[2] / "fixtures" / "native"
 SOME = [i for i in interpreters() if i.version in ("3.9", "3.11", "3.13", "3.14")]
@@ -174,6 +174,142 @@ def test_what_hangs_in_native_code_is_told_and_its_twin_is_not(
     told = [(CATALOGUE[f.template or ""], f.verdict) for f in findings]
     expected = [(fixture.template, "proven" if name in PROVEN else "likely")]
     assert told == (expected if mode in fixture.leak_modes else [])
+
+
+# -- an extension in C++ -----------------------------------------------------------------------------------
+
+E07_EXTENSION = Fixture("e07x", "e07_extension.py", "E07", ("leak", "leak2"), ("healthy",), count=1)
+CPYTHON = next((i for i in interpreters() if i.version == "3.12"), SOME[-2])
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the extension of fixtures/native/journal.cpp, built for CPYTHON."""
+    if shutil.which("g++") is None or CPYTHON.headers is None:
+        pytest.skip("no g++ or no headers here")
+    pybind11 = pytest.importorskip("pybind11")
+    folder = tmp_path_factory.mktemp("journal")
+    include = [f"-I{CPYTHON.headers}", f"-I{pybind11.get_include()}"]
+    command = ["g++", "-O1", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", *include]
+    subprocess.run([*command, str(NATIVE / "journal.cpp"), "-o", "journal.so"], cwd=folder, check=True)
+    return folder
+
+
+@pytest.mark.parametrize(("mode", "verdict"), [("leak", "proven"), ("leak2", "likely"), ("healthy", None)])
+def test_deadlocks_of_an_extension_with_the_gil_are_told(
+    journal: Path, mode: str, verdict: str | None, tmp_path: Path
+) -> None:
+    with launch(E07_EXTENSION, mode, CPYTHON, env={"DIAGTOOL_BUILT": str(journal)}) as program:
+        snapshots = [diagtool.snapshot(program.pid)]
+        if mode == "leak":
+            snapshots.append(diagtool.snapshot(program.gcore(tmp_path)))
+    for snapshot in snapshots:
+        findings = find_leaks([snapshot]).findings
+        expected = [] if verdict is None else [("native-deadlock", verdict, 2)]
+        assert [(f.template, f.verdict, f.count) for f in findings] == expected
+        if mode == "leak":
+            assert "journal::Journal::append of journal.so" in findings[0].evidence[0]
+        elif mode == "leak2":
+            assert "journal::settings of journal.so" in findings[0].evidence[0]
+
+
+# -- what is hard to unwind --------------------------------------------------------------------------------
+
+NO_TABLES = ["-fomit-frame-pointer", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables"]
+
+
+def built(folder: Path, *options: str) -> Path:
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc here")
+    path = folder / "odd"
+    subprocess.run(["gcc", "-O1", str(NATIVE / "odd.c"), "-o", path, "-pthread", *options], check=True)
+    return path
+
+
+def look(program: Path, mode: str) -> dict[int, Sequence[NativeFrame]]:
+    process = subprocess.Popen([program, mode], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("READY")
+        with diagtool.capture(process.pid) as capture:
+            stacks = native_stacks(capture, "drgn")
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert stacks.warnings == []
+    return dict(stacks.frames)
+
+
+def own(frames: Sequence[NativeFrame]) -> list[str]:
+    """Functions of the program itself, the guessed ones marked."""
+    return [
+        f.function + "?" * f.guessed for f in frames if (f.library or "").endswith("odd") and not f.inline
+    ]
+
+
+def test_functions_are_named_by_symbols_and_without_them_by_their_place(tmp_path: Path) -> None:
+    program = built(tmp_path)
+    (frames,) = look(program, "plain").values()
+    assert own(frames) == ["wait_here", "inner", "outer", "main", "_start"]
+    subprocess.run(["strip", program], check=True)
+    (stripped,) = look(program, "plain").values()
+    ours = [f for f in stripped if (f.library or "").endswith("odd")]
+    assert [f.function for f in ours] == [""] * 5
+    assert all(0 < f.offset < program.stat().st_size for f in ours)
+
+
+def test_code_made_at_run_time_is_a_frame_and_the_stack_goes_on(tmp_path: Path) -> None:
+    (frames,) = look(built(tmp_path), "jit").values()
+    assert own(frames) == ["wait_here", "outer?", "main", "_start"]
+    made = next(f for f in frames if f.library is None)
+    assert made.function == ""
+
+
+def test_a_program_without_unwind_information_has_frames_that_are_guessed(tmp_path: Path) -> None:
+    (frames,) = look(built(tmp_path, *NO_TABLES), "plain").values()
+    assert own(frames) == ["wait_here", "inner?", "outer?", "main?", "_start"]
+
+
+def test_a_smashed_stack_has_the_frames_before_the_damage_and_the_other_threads_all(tmp_path: Path) -> None:
+    main, smashed = look(built(tmp_path), "smashed").values()
+    assert own(main) == ["main", "_start"]
+    assert own(smashed)[:2] == ["wait_here", "smash"]
+    assert len(smashed) < 20
+
+
+def test_code_of_the_kernel_in_the_process_is_no_obstacle(tmp_path: Path) -> None:
+    program = built(tmp_path)
+    for _ in range(5):  # where exactly it is looked at is chance
+        _, telling = look(program, "vdso").values()
+        assert own(telling) == ["tell_time"]
+        assert (
+            any("clone3" in f.function or "start_thread" in f.function for f in telling) or len(telling) > 2
+        )
+
+
+def test_a_program_that_was_replaced_on_disk_is_named_by_what_runs(tmp_path: Path) -> None:
+    program = built(tmp_path)
+    process = subprocess.Popen([program, "plain"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("READY")
+        program.unlink()
+        shutil.copy("/bin/true", program)
+        with diagtool.capture(process.pid) as capture:
+            (frames,) = native_stacks(capture, "drgn").frames.values()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    names = [f.function for f in frames]
+    assert names[-1] == "_start"
+    assert [n for n in names if n in ("wait_here", "inner", "outer", "main")] == [
+        "wait_here",
+        "inner",
+        "outer",
+        "main",
+    ]
 
 
 def test_a_deadlock_with_the_gil_is_found_in_a_core(tmp_path: Path) -> None:

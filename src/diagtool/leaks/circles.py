@@ -63,7 +63,8 @@ def _place(snapshot: Snapshot, row: int) -> str:
     """The innermost function that is not the C library's or the interpreter's, the user's own if there is."""
     stack = snapshot.stack(row)
     frames = stack.merged or stack.frames
-    own = next((f for f in frames if is_own(f)), None)
+    own = next((f for f in frames if is_own(f) and f.library is None), None)
+    own = own or next((f for f in frames if is_own(f)), None)
     inner = next((f for f in frames if f.library is not None and _says_something(f)), None)
     if inner is None or inner is own:
         return _words(own) if own is not None else ""
@@ -80,4 +81,6 @@ def _says_something(frame: Frame) -> bool:
 def _words(frame: Frame) -> str:
     library = f" of {frame.library.rpartition('/')[2]}" if frame.library else ""
     line = f" ({frame.file.rpartition('/')[2]}:{frame.line})" if frame.line and frame.file else ""
-    return f"{frame.function}{library}{line}"
+    # Of C++ without the arguments, which are long.
+    name = frame.function.partition("(")[0] or frame.function
+    return f"{name}{library}{line}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diagtool.capture.model import Capture, CapturedThread
+from diagtool.runtimes.native.stacks.libc import is_libc
 from diagtool.runtimes.native.stacks.model import NativeFrame
 from diagtool.runtimes.native.waits import NativeLock, lock_of
 from diagtool.runtimes.syscalls import blocking_call, fds_of, seconds_left
@@ -26,6 +27,8 @@ CALLS = {
     "ppoll": "poll",
     "futex_waitv": "futex",
 }
+#: Whose functions wait for a GPU: of NVIDIA's driver, which all of CUDA goes through.
+_GPU_DRIVER = ("libcuda.so",)
 _P_PID = 1  # idtype of waitid (linux/wait.h)
 _WAITIDS = (247, 95)  # waitid on x86-64 and aarch64; wait4 takes the pid first
 
@@ -73,9 +76,14 @@ class KernelWaits:
 
     def lock(self, thread: CapturedThread | None, call: str | None) -> tuple[str, Thing] | None:
         """(name of the wait, lock of native code that a thread waits for); None where it is not known."""
-        if thread is None or call != "futex" or not thread.syscall_args:
+        if thread is None or not call:
             return None
         frames = self.native.get(thread.tid, ())
+        outside = next((f.library for f in frames if not is_libc(f.library)), None)
+        if outside is not None and outside.rpartition("/")[2].startswith(_GPU_DRIVER):
+            return "cuda.synchronize", Thing(0, "GPU", f"in {outside}")
+        if call != "futex" or not thread.syscall_args:
+            return None
         lock = lock_of(frames, thread.syscall_args[0], self.capture.memory.try_read, self._threads)
         return None if lock is None else (lock.name, self._thing_of(lock, thread))
 

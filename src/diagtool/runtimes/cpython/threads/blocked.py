@@ -95,7 +95,7 @@ class ThreadWaits:
                 thing = self.things.read(address, name)
         elif receiver is not None:
             name, thing = self._of_receiver(thread, receiver, name, call)
-        elif lock is not None and name == "futex":
+        elif lock is not None and (name == "futex" or lock[0] == "cuda.synchronize"):
             name, thing = lock
         return self.kernel.ended(name, thing or self.kernel.thing(captured, call), captured, call)
 

@@ -16,6 +16,7 @@ _MAX_INTERPRETERS = 4096
 _MAX_THREADS = 1 << 17
 _FUTEX = 202  # x86-64 (arch/x86/entry/syscalls/syscall_64.tbl)
 _GAVE_UP = tuple((1 << 64) - error for error in (errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR))
+_INNERMOST = 8  # native frames among which take_gil is
 _GIL_SIZE = 256  # bytes of struct _gil_runtime_state that a waiter's futex may lie in, at most
 
 
@@ -151,7 +152,9 @@ def _read_threads(ctx: Context, interpreter: Interpreter) -> None:
     for t in interpreter.threads:
         if locked is not None:
             t.holds_gil = bool(locked) and holder == t.address
-            t.waits_for_gil = not t.holds_gil and waits_for_gil(t.captured, interpreter.gil)
+            t.waits_for_gil = not t.holds_gil and (
+                waits_for_gil(t.captured, interpreter.gil) or _takes_gil(ctx, t.captured)
+            )
         t.collecting = interpreter.collecting and (bool(t.holds_gil) or t.address == collector)
 
 
@@ -194,6 +197,12 @@ def waits_for_gil(thread: CapturedThread | None, gil: int) -> bool:
     registers = thread.registers
     woken = registers.get("orig_rax") == _FUTEX and registers.get("rax") in _GAVE_UP
     return woken and gil <= registers.get("rdi", 0) < gil + _GIL_SIZE
+
+
+def _takes_gil(ctx: Context, thread: CapturedThread | None) -> bool:
+    """Whether a thread is in the function that takes the GIL, by its native frames: between two sleeps, say."""
+    frames = ctx.native.get(thread.tid, ()) if thread is not None else ()
+    return any(frame.function == "take_gil" for frame in frames[:_INNERMOST])
 
 
 def _thread(

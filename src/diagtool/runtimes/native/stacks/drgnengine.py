@@ -102,7 +102,7 @@ class _Unwinder:
         program.set_core_dump(_registers_only(threads))
         program.add_memory_segment(*_USER, self._read)
         self.modules = _needed(capture, threads)
-        self.sites = CallSites(capture.memory, self.modules)
+        self.sites = CallSites(capture.memory, self.modules, capture.mappings)
         self._add_modules(debug_directories)
         self._registers_type: drgn.Type | None = None
 
@@ -164,18 +164,23 @@ class _Unwinder:
             except Exception as error:  # noqa: BLE001 - see above
                 return found, str(error).partition("\n")[0]
             made, last, ended = self._made(trace, skip, guessed)
+            good = self._believable(made)
+            if good < len(made):
+                made, ended, last = made[:good], False, None
             found += made
             if len(found) >= _MOST_FRAMES:
                 return found[:_MOST_FRAMES], f"it has more than {_MOST_FRAMES:,} frames"
             if ended and found:
                 return found, ""
             registers = {} if last is None else last.registers()
+            if not found:
+                return found, "its stack pointer leads nowhere"
             stack = registers.get("rsp", 0)
             if last is not None and len(trace) >= _DRGN_FRAMES and stack > lowest:
                 lowest, skip, guessed = stack, 1, False  # drgn ends a long stack early: go on from there
                 start = self._at(registers)
                 continue
-            place = max(stack, lowest, found[-1].sp if found else thread.registers.get("rsp", 0))
+            place = max(stack, lowest, found[-1].sp)
             if self.capture.memory.try_read(place & -8, 8) is None:
                 return found, "a part of the stack is not in the capture"
             site = self.sites.next_return(place) if guesses < _MOST_GUESSES else None
@@ -184,6 +189,24 @@ class _Unwinder:
             guesses += 1
             lowest, skip, guessed = site[0], 0, True
             start = self._at({**registers, "rip": site[1], "rsp": site[0] + 8, "rbp": 0})
+
+    def _believable(self, frames: Sequence[NativeFrame]) -> int:
+        """How many of the frames are, from the innermost on.
+
+        Without unwind information drgn follows the frame pointer, which most code uses for something else.
+        Where that leads is no code, or not further up the stack.
+        """
+        for number, frame in enumerate(frames):
+            known = self.sites.module_at(frame.pc) is not None
+            if number and not known and not self.sites.is_code(frame.pc):
+                return number
+            before = frames[number - 1] if number else None
+            if before is None or frame.sp == before.sp:  # inlined
+                continue
+            followed = self.sites.module_at(before.pc) is None
+            if frame.sp & 7 or frame.sp < before.sp or (followed and not self.sites.is_return(frame.pc)):
+                return number
+        return len(frames)
 
     def _made(
         self, trace: drgn.StackTrace, skip: int, guessed: bool

@@ -127,7 +127,7 @@ class _Parsed:
     def __init__(self, capture: Capture, threads: Sequence[CapturedThread]) -> None:
         self.capture = capture
         self.tids = {t.ns_tid or t.tid: t.tid for t in threads}
-        self.sites = CallSites(capture.memory, capture.modules)
+        self.sites = CallSites(capture.memory, capture.modules, capture.mappings)
 
     def stacks(self, output: str) -> NativeStacks:
         """What gdb said."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from diagtool.capture.elf import PF_X
 from diagtool.capture.memory import AddressSpace
+from diagtool.capture.model import Mapping
 from diagtool.capture.modules import Module
 
 __all__ = ["CallSites"]
@@ -26,8 +27,11 @@ _LONGEST_CALL = (
 class CallSites:
     """Return addresses of the modules of one process. ``modules`` ascend by address."""
 
-    def __init__(self, memory: AddressSpace, modules: Sequence[Module]) -> None:
+    def __init__(
+        self, memory: AddressSpace, modules: Sequence[Module], mappings: Sequence[Mapping] = ()
+    ) -> None:
         self._memory = memory
+        self._made = [(m.start, m.end) for m in mappings if "x" in m.permissions]
         self._modules = sorted(modules, key=lambda m: m.start)
         self._starts = [m.start for m in self._modules]
 
@@ -37,6 +41,15 @@ class CallSites:
         if at < 0 or address >= self._modules[at].end:
             return None
         return self._modules[at]
+
+    def is_code(self, address: int) -> bool:
+        """Whether an address is in executable memory, also in code that was made at run time."""
+        return any(start <= address < end for start, end in self._made)
+
+    def is_return(self, address: int) -> bool:
+        """Whether an address is right behind a call instruction of a module."""
+        module = self.module_at(address)
+        return module is not None and bool(module.flags_at(address) & PF_X) and self._behind_call(address)
 
     def next_return(self, stack: int) -> tuple[int, int] | None:
         """(where it stands, return address) of the first one at ``stack`` or above; None: there is none."""
@@ -56,8 +69,7 @@ class CallSites:
         high = max((m.end for m in self._modules), default=0)
         for at in np.flatnonzero((words >= np.uint64(low)) & (words < np.uint64(high))).tolist():
             word = int(words[at])
-            module = self.module_at(word)
-            if module is not None and module.flags_at(word) & PF_X and self._behind_call(word):
+            if self.is_return(word):
                 return stack + 8 * at, word
         return None
 
