@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diagtool.capture.memory import U64
 from diagtool.capture.modules import Module
@@ -91,7 +92,8 @@ def _libraries(ctx: Context, objects: U64, modules: ModulesByAddress) -> list[Ro
 def _functions(ctx: Context, objects: U64, modules: ModulesByAddress) -> list[Row]:
     v = ctx.vectors
     codes = v.words(v.words(objects, ctx.runtime.layout["sizeof.PyObject"]))
-    objects, codes = objects[codes != 0], codes[codes != 0]
+    good = _executable(ctx, codes)  # what is just being made or freed has something else there
+    objects, codes = objects[good], codes[good]
     distinct, which = grouped(codes)
     counts = np.bincount(which, minlength=len(distinct))
     first = np.zeros(len(distinct), np.intp)
@@ -105,6 +107,16 @@ def _functions(ctx: Context, objects: U64, modules: ModulesByAddress) -> list[Ro
         row = rows.setdefault(key, {"library": library, "symbol": key[1], "count": 0, "address": address})
         row["count"] = int(str(row["count"])) + int(counts[i])
     return sorted(rows.values(), key=lambda r: -int(str(r["count"])))[:_MOST_ROWS]
+
+
+def _executable(ctx: Context, addresses: U64) -> NDArray[np.bool_]:
+    ranges = sorted((m.start, m.end) for m in ctx.capture.mappings if "x" in m.permissions)
+    if not ranges:
+        return addresses != 0
+    bounds = np.array(ranges, np.uint64)
+    at = np.searchsorted(bounds[:, 0], addresses, side="right") - 1
+    inside: NDArray[np.bool_] = (at >= 0) & (addresses < bounds[np.maximum(at, 0), 1])
+    return inside
 
 
 # By the name that it was asked for: what lies there may have others, or none (chosen by the processor).
