@@ -111,9 +111,7 @@ def _functions(ctx: Context, objects: U64, modules: ModulesByAddress) -> list[Ro
 
 def _executable(ctx: Context, addresses: U64) -> NDArray[np.bool_]:
     ranges = sorted((m.start, m.end) for m in ctx.capture.mappings if "x" in m.permissions)
-    if not ranges:
-        return addresses != 0
-    bounds = np.array(ranges, np.uint64)
+    bounds = np.array(ranges or [(0, 0)], np.uint64)
     at = np.searchsorted(bounds[:, 0], addresses, side="right") - 1
     inside: NDArray[np.bool_] = (at >= 0) & (addresses < bounds[np.maximum(at, 0), 1])
     return inside
