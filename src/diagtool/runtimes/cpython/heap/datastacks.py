@@ -1,8 +1,8 @@
 """The memory in which CPython keeps frames since 3.11: chunks of 16 KiB and more, mapped for each thread.
 
-A chunk begins with struct _PyStackChunk (pycore_interp_structs.h): the one before it, its size, how much of it
-is in use. There may be thousands of them, so they are not followed from thread to thread, but found among the
-pages that nobody else has claimed.
+A chunk begins with struct _PyStackChunk (pycore_interp_structs.h): the one before, its size, what is used.
+There may be thousands of them: they are not followed from thread to thread, but found among the pages that
+nobody else has claimed.
 """
 
 from __future__ import annotations
