@@ -130,6 +130,18 @@ def test_claims_that_begin_within_pages_have_them_whole() -> None:
     assert by_owner(taken(capture)) == {"heap": (2, 2), "unknown anonymous memory": (2, 2)}
 
 
+def test_large_unknown_pieces_are_those_of_an_allocator_that_took_the_place_of_malloc() -> None:
+    mappings = [mapping("", size=2 * MIB), mapping("", start=LOW + 4 * MIB, size=PAGE)]
+    mappings.append(mapping("[heap]", start=LOW + 8 * MIB))
+    known = [{"name": "jemalloc", "library": "/usr/lib/libjemalloc.so.2"}]
+    small = {"unknown anonymous memory": (1, 1)}
+    capture = core(mappings, {0, 1024, 2048})
+    assert by_owner(taken(capture, allocators=known)) == {"jemalloc": (2, 768), **small}
+    used = [malloc(system=100 * MIB)]
+    assert "jemalloc" not in by_owner(taken(core(mappings, {0}), allocators=known, malloc=used))
+    assert "jemalloc" not in by_owner(taken(core(mappings, {0}), allocators=known * 2))
+
+
 _PAIRS = st.lists(st.tuples(st.integers(0, 70), st.integers(1, 40)), max_size=12)
 
 

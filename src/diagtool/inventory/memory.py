@@ -24,12 +24,14 @@ from diagtool.capture.peek import overlap, pages_with_content, present_pages
 from diagtool.capture.plan import is_anonymous, without
 from diagtool.capture.procfs import memory_of, parse_status, try_read
 from diagtool.capture.smaps import FIELDS, Smaps, read_smaps
-from diagtool.inventory.memoryowners import NOTES, UNKNOWN, Owners, part_of_library
+from diagtool.inventory.memoryowners import BREAK, NOTES, UNKNOWN, Owners, part_of_library
 from diagtool.snapshot.model import Snapshot
 
 __all__ = ["add"]
 
 _PAGE_MASK = np.uint64(-PAGE & (1 << 64) - 1)
+_HARDLY_USED = 2 << 20  # bytes of glibc's arenas
+_LARGE_PIECE = 256 << 10  # bytes
 _MOST_ROWS = 500  # libraries, files
 _MOST_UNKNOWN = 20
 _ESCAPED = re.compile(rb"\\([0-7]{3})")  # of blanks and backslashes in names of folders
@@ -74,6 +76,7 @@ def add(capture: Capture, snapshot: Snapshot) -> None:
     live = capture.kind == "live"
     present = present_pages(capture) if live else pages_with_content(capture)
     parts = _cut(mappings, owners.of(mappings), claims(capture))
+    _give_to_allocator(parts, tables)
     _share_out(parts, mappings, fields if live else None, present)
     tables["memory"] = [_totals(capture, mappings, fields, parts)]
     tables["memory_owners"] = _owner_rows(parts, tables, live)
@@ -128,6 +131,20 @@ def _cut(mappings: Sequence[Mapping], owner: Sequence[str], said: Sequence[tuple
         claimed = (claim >= 0) & (low < taken[np.maximum(claim, 0), 1]) & open_to[at]
         whose = np.where(claimed, of[np.maximum(claim, 0)], whose)
     return _Parts(at, low, high, whose, names, {})
+
+
+# Where another allocator is loaded and glibc's hardly used, large unknown pieces are most likely its.
+def _give_to_allocator(parts: _Parts, tables: dict[str, list[Row]]) -> None:
+    names = [r["name"] for r in tables.get("allocators", ()) if isinstance(r, dict)]
+    own = sum(r.get("system") or 0 for r in tables.get("malloc", ()))
+    if len(names) != 1 or own > _HARDLY_USED:
+        return
+    parts.names.append(names[0])
+    large = parts.end - parts.start >= np.uint64(_LARGE_PIECE)
+    from_break = parts.owner == _number(parts, BREAK)
+    parts.owner = np.where(
+        from_break | (large & (parts.owner == _number(parts, UNKNOWN))), len(parts.names) - 1, parts.owner
+    )
 
 
 # Claims as sorted, disjoint ranges, and the owner of each; of those that overlap, the first one counts.

@@ -9,7 +9,7 @@ from diagtool.capture.elf import PF_W
 from diagtool.capture.model import Mapping
 from diagtool.capture.modules import Module
 
-__all__ = ["NOTES", "UNKNOWN", "Owners", "part_of_library"]
+__all__ = ["BREAK", "NOTES", "UNKNOWN", "Owners", "part_of_library"]
 
 MAIN_STACK = "main stack"
 ENDED_STACKS = "stacks of ended threads"
@@ -34,6 +34,8 @@ RESERVED = "reserved, not accessible"
 READ_ONLY = "read-only anonymous memory"
 UNKNOWN = "unknown anonymous memory"
 
+_EXCLUDED = "most likely: it is loaded, and nobody else is known to own this"
+
 #: What an owner is, where its name does not say it.
 NOTES = {
     ENDED_STACKS: "glibc keeps up to 40 MiB of them for new threads",
@@ -41,6 +43,9 @@ NOTES = {
     UNKNOWN: "mmap() by nobody that diagtool knows",
     BREAK: "the heap that brk(2) grows, of another allocator or of none",
     CODE: "executable memory without a file: just-in-time compilers, libffi's closures",
+    "jemalloc": _EXCLUDED,
+    "tcmalloc": _EXCLUDED,
+    "mimalloc": _EXCLUDED,
     SHARED_ANONYMOUS: "mmap(MAP_SHARED) without a file: shared with child processes",
     DELETED: "no name leads to them any more: they are freed when unmapped",
 }

@@ -156,12 +156,12 @@ def lines(snapshot: Snapshot, limit: int, view: View) -> Iterator[Line]:
         yield []
     yield from _malloc(snapshot, limit, view)
     yield from _python(snapshot, view)
+    owned = {r["owner"] for r in _rows(snapshot, "memory_owners")}
     for row in _rows(snapshot, "allocators"):
-        text = (
-            f"{clean(row['name'])} is loaded ({clean(row['library'])}): what it took is not told apart from "
-        )
-        yield from _paragraph(f"{text}unknown anonymous memory.", view)
-        yield []
+        if row["name"] not in owned:
+            text = f"{clean(row['name'])} is loaded ({clean(row['library'])}): what it took is not told apart"
+            yield from _paragraph(f"{text} from unknown anonymous memory.", view)
+            yield []
     yield from _stacks(_rows(snapshot, "memory_stacks"), limit, view)
     yield from _named(snapshot, limit, view)
     yield from _unknown(_rows(snapshot, "memory_unknown"), limit, view)
