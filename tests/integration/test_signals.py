@@ -159,7 +159,7 @@ def test_leaks_says_that_it_did_not_ask_and_finds_it_when_it_may(
     thief: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["leaks", str(thief.pid), "--no-native"]) == 0
-    assert "not known: who handles SIGTERM, SIGUSR2; --clone always asks" in capsys.readouterr().out
+    assert "not known: who handles SIGUSR2, SIGTERM; --clone always asks" in capsys.readouterr().out
     assert main(["leaks", str(thief.pid), "--no-native", "--clone", "always"]) == 1
     text = " ".join(capsys.readouterr().out.split())
     assert re.search(r"but the kernel calls abs in libc\S+, which does not call it on", text)

@@ -152,10 +152,11 @@ def _row(known: _Known, number: int) -> Row | None:
     ``disposition`` ("handler", "ignored", "default", null: not known) with ``handler`` (address),
     ``library``, ``symbol``, ``offset``, ``flags``, ``owner`` ("python", "faulthandler", "libc", "library",
     "callback": code made at run time, "nothing": not mapped any more); ``python`` in words, with
-    ``python_kind``, ``python_file``, ``python_line``; ``agrees``: what the kernel does is what Python
-    believes (null: not known), else ``replaced`` by "handler", "default" or "ignored"; ``kept``: places where
-    others keep the address of Python's handler; ``blocked_in`` and ``pending_in`` (tids), ``pending`` (for
-    the process), ``blocked_all``, ``blocked_main``; ``awaited`` by sigwait or a signalfd.
+    ``python_kind``, ``python_file``, ``python_line``, ``by_loop`` (an event loop calls it); ``agrees``: what
+    the kernel does is what Python believes (null: not known), else ``replaced`` by "handler", "default" or
+    "ignored"; ``kept``: places where others keep the address of Python's handler; ``blocked_in`` and
+    ``pending_in`` (tids), ``pending`` (for the process), ``blocked_all``, ``blocked_main``; ``awaited`` by
+    sigwait or a signalfd.
 
     For templates: ``stolen`` (a function that somebody asked for is not called), ``stolen_default`` (the same
     of what SIGINT has in a program that is Python's), ``exits_lost`` (ended children are not kept for who
@@ -264,14 +265,13 @@ def _python_handler(known: _Known) -> int | None:
 
 def _of_python(py: Row | None) -> Row:
     row: Row = {"python": None, "python_kind": None, "python_file": None, "python_line": None}
-    row |= {"python_default": False, "faulthandler": None, "chain": None, "tripped": False}
+    row |= {"python_default": False, "by_loop": False, "faulthandler": None, "chain": None, "tripped": False}
     if py is None:
         return row
     words = {"default": "SIG_DFL", "ignored": "SIG_IGN", "foreign": "not Python's"}
     text = words.get(py["kind"]) or py["name"] or "a function"
-    if py["loop"]:
-        text = f"{py['loop']} (called by its event loop)"
-    row["python"], row["python_kind"] = text, py["kind"]
+    row["python"], row["python_kind"] = py["loop"] or text, py["kind"]
+    row["by_loop"] = py["loop"] is not None
     row["python_file"], row["python_line"] = py["file"], py["line"]
     row["python_default"], row["tripped"] = py["builtin"], py["tripped"]
     row["faulthandler"], row["chain"] = py["faulthandler"], py["chain"]

@@ -38,7 +38,7 @@ _TEXTS = (
     "faulthandler",
 )
 _NUMBERS = ("number", "handler", "offset", "python_line", "blocked")
-_FLAGS = ("agrees", "blocked_all", "blocked_main", "pending", "awaited", "chain", "tripped")
+_FLAGS = ("agrees", "blocked_all", "blocked_main", "pending", "awaited", "chain", "tripped", "by_loop")
 _LISTS: dict[str, type] = {"flags": str, "kept_in": str, "blocked_in": int, "pending_in": int}
 _STATE: dict[str, type] = {
     "handlers": bool,
@@ -183,6 +183,8 @@ def _notes(row: Row, state: Row, view: View) -> Iterator[str]:
         yield f"replaced{by}{kept}"
     elif row["agrees"] is False:
         yield "not what Python believes"
+    if row["by_loop"]:
+        yield "called by an event loop"
     if row["faulthandler"] == "user":
         yield "faulthandler writes tracebacks" + (
             ", then calls the handler before it" if row["chain"] else ""

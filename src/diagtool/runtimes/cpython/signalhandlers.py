@@ -5,7 +5,7 @@ Table ``python_signals``, a row a signal that Python has something to say of:
 - ``number``; ``kind``: "function", "default" (SIG_DFL), "ignored" (SIG_IGN) or "foreign" (None: somebody else
   handled it when Python began); ``tripped``: it came, and its function has not run yet;
 - of functions ``name``, ``file``, ``line``, ``address``; ``builtin``: it is signal.default_int_handler, which
-  nobody asked for; ``loop``: what an event loop of asyncio calls for it;
+  nobody asked for; ``loop``: what an event loop of asyncio calls for it, whose place is ``file``, ``line``;
 - ``faulthandler``: "fatal" or "user" where faulthandler has it; ``chain``: it calls the one before, too.
 
 Table ``python_signal_state``, one row: ``found`` (how the table was: "layout", "symbol", "search"; null: it
@@ -108,9 +108,9 @@ def _rows(ctx: Context, state: Row) -> list[Row]:
     ]
 
 
-def _row(ctx: Context, number: int, function: int, tripped: bool, loops: dict[int, str]) -> Row | None:
+def _row(ctx: Context, number: int, function: int, tripped: bool, loops: dict[int, int]) -> Row | None:
     row: Row = {"number": number, "kind": "function", "tripped": tripped, "name": None, "address": function}
-    row |= {"file": None, "line": None, "builtin": False, "loop": loops.get(number)}
+    row |= {"file": None, "line": None, "builtin": False, "loop": None}
     row |= {"faulthandler": None, "chain": None}
     o = ctx.objects
     try:
@@ -124,7 +124,9 @@ def _row(ctx: Context, number: int, function: int, tripped: bool, loops: dict[in
             return row
         row["name"] = name_of(ctx, _behind(ctx, function))
         row["builtin"] = row["name"].endswith("signal.default_int_handler")
-        row["file"], row["line"] = _place(ctx, function)
+        if number in loops:
+            row["loop"] = name_of(ctx, _behind(ctx, loops[number]))
+        row["file"], row["line"] = _place(ctx, loops.get(number, function))
     except MemoryFault:
         row["name"] = row["name"] or f"object at {function:#x}"
     return row
@@ -143,8 +145,8 @@ def _place(ctx: Context, function: int) -> tuple[str | None, int | None]:
 
 
 # asyncio puts a function that does nothing into Python's table, and calls back from its loop.
-def _loop_handlers(ctx: Context) -> dict[int, str]:
-    out: dict[int, str] = {}
+def _loop_handlers(ctx: Context) -> dict[int, int]:
+    out: dict[int, int] = {}
     o = ctx.objects
     for loop in ctx.builder.snapshot.tables.get("loops", [])[:_MAX_LOOPS]:
         try:
@@ -155,7 +157,7 @@ def _loop_handlers(ctx: Context) -> dict[int, str]:
             for key, handle in zip(keys.tolist(), values.tolist(), strict=True):
                 number, callback = o.integer(key), o.attribute(handle, "_callback")
                 if number is not None and callback:
-                    out.setdefault(number, name_of(ctx, _behind(ctx, callback)))
+                    out.setdefault(number, callback)
         except MemoryFault:
             continue
     return out
