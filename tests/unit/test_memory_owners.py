@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json as std
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -15,12 +16,14 @@ from hypothesis import strategies as st
 from diagtool.capture.claims import claim
 from diagtool.capture.memory import PAGE, AddressSpace, Segment
 from diagtool.capture.model import Capture, Mapping, ProcessInfo
+from diagtool.cli import main
 from diagtool.inventory import memory
 from diagtool.inventory.memoryowners import Owners
 from diagtool.report import json
 from diagtool.report import memory as report
 from diagtool.report.terminal import View
 from diagtool.report.text import write
+from diagtool.snapshot import store
 from diagtool.snapshot.model import Snapshot, Target
 
 LOW = 0x7F00_0000_0000
@@ -236,3 +239,22 @@ def test_rows_that_make_no_sense_are_left_out() -> None:
     document = json.memory(found)
     assert len(document["owners"]) == 2 and document["malloc"] is None and document["stacks"] == []
     shown(found, verbose=True)
+
+
+def test_a_snapshot_that_knows_nothing_of_it_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "old.diag"
+    store.save(Snapshot(Target("live", pid=7)), path)
+    assert main(["memory", str(path)]) == 3
+    said = capsys.readouterr().err
+    assert "was not looked at when" in said and "Take another one" in said
+
+
+def test_a_snapshot_from_a_file_is_shown_as_the_process_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new.diag"
+    store.save(snapshot(), path)
+    assert main(["memory", str(path), "--format", "json"]) == 0
+    assert std.loads(capsys.readouterr().out)["owners"] == json.memory(snapshot())["owners"]

@@ -73,7 +73,8 @@ def command(
     )
     snap = resolved.snapshot
     if not memory.has_memory(snap):
-        raise NoMemory(target)
+        said = [w for w in snap.warnings if w.startswith("whose the memory is")]
+        raise NoMemory(target, said[0] if said else None)
     if output_format == "json":
         print_text(documents.dumps(documents.memory(snap)), output)
         return 0
@@ -83,9 +84,9 @@ def command(
 
 
 class NoMemory(Exception):
-    """A snapshot that was taken by a version that did not look, or of what has no memory."""
+    """A snapshot that was taken without looking, or a process that ended or forbids it."""
 
     hint = "Take another one with `diagtool snapshot PID`, or name the process or its core."
 
-    def __init__(self, target: str) -> None:
-        super().__init__(f"whose the memory is was not looked at when {target} was taken")
+    def __init__(self, target: str, said: str | None) -> None:
+        super().__init__(said or f"whose the memory is was not looked at when {target} was taken")
