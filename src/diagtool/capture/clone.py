@@ -2,9 +2,9 @@
 
 All threads are stopped, one of them makes a clone() (inject.py), and all go on; the child stays in the stop
 in which the kernel gives it to us, with the memory of that instant, for as long as our thread that traces it
-lives: PTRACE_O_EXITKILL. Its only instructions are system calls: one takes the shared table of open files from
-it, so that a socket that the target closes meanwhile is closed; some read what it has inherited of signals
-(dispositions.py). What it would do if it ever ran is end.
+lives: PTRACE_O_EXITKILL. Its only instructions are system calls: one takes the shared table of open files
+from it, so that a socket that the target closes meanwhile is closed; some read what it has inherited of
+signals (dispositions.py). What it would do if it ever ran is end.
 
 It has exit signal 0: no SIGCHLD, and waits of the program pass over it (__WCLONE in wait(2)). What this can't
 do is in docs/clone.md.

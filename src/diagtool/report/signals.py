@@ -63,12 +63,8 @@ def is_told(snapshot: Snapshot) -> bool:
 def rows(snapshot: Snapshot) -> list[Row]:
     """The signals, by number, with what is of the right type; None where it is not known."""
     found = []
-    for raw in snapshot.tables.get("signals", ()):
-        if (
-            not isinstance(raw, dict)
-            or not isinstance(raw.get("signal"), str)
-            or not _whole(raw.get("number"))
-        ):
+    for raw in _dicts(snapshot, "signals"):
+        if not isinstance(raw.get("signal"), str) or not _whole(raw.get("number")):
             continue
         row: Row = {"signal": raw["signal"]}
         row |= {k: raw[k] if isinstance(raw.get(k), str) else None for k in _TEXTS}
@@ -96,8 +92,11 @@ def _state(snapshot: Snapshot) -> Row:
 
 
 def _first(snapshot: Snapshot, table: str) -> Row:
-    found = next(iter(snapshot.tables.get(table, ())), {})
-    return found if isinstance(found, dict) else {}
+    return next(iter(_dicts(snapshot, table)), {})
+
+
+def _dicts(snapshot: Snapshot, table: str) -> list[Row]:
+    return [row for row in snapshot.tables.get(table, ()) if isinstance(row, dict)]
 
 
 def doubted(snapshot: Snapshot) -> list[str]:
@@ -111,8 +110,8 @@ def document(snapshot: Snapshot, found: Sequence[Row]) -> Row:
     return {
         "signals": [_plain(row) for row in found],
         "state": _state(snapshot),
-        "alternate_stacks": [_plain(r) for r in snapshot.tables.get("alternate_stacks", ())],
-        "saved_handlers": [_plain(r) for r in snapshot.tables.get("saved_handlers", ())],
+        "alternate_stacks": [_plain(r) for r in _dicts(snapshot, "alternate_stacks")],
+        "saved_handlers": [_plain(r) for r in _dicts(snapshot, "saved_handlers")],
         "crash": _plain(_first(snapshot, "crash")) or None,
     }
 
@@ -137,7 +136,7 @@ def lines(snapshot: Snapshot, found: Sequence[Row], view: View) -> Iterator[Line
     python = "python_signals" in snapshot.tables
     yield from ended_by(snapshot.target, view)
     shown = [row for row in found if view.verbose or row["number"] not in _OF_LIBC]
-    table = [(r["signal"], _kernel(r, view), _python(r, view) if python else "") for r in shown]
+    table = [(clean(r["signal"], 40), _kernel(r, view), _python(r, view) if python else "") for r in shown]
     head = ("signal", "the kernel calls", "Python has" if python else "")
     names = max(cells(line[0]) for line in [head, *table])
     kernel = max(cells(line[1]) for line in [head, *table])
@@ -213,15 +212,15 @@ def _around(snapshot: Snapshot, state: Row, view: View) -> Iterator[Line]:
     if state["wakeup_fd"] is not None:
         fd, what = state["wakeup_fd"], state["wakeup"]
         texts.append(("wakeup fd", "none" if fd < 0 else f"{fd}" + (f" ({what})" if what else "")))
-    for row in snapshot.tables.get("alternate_stacks", ()):
+    for row in _dicts(snapshot, "alternate_stacks"):
         whose = " (faulthandler's)" if row.get("owner") == "faulthandler" else ""
         bad = {"gone": ", where no memory is", "shared": ", used by others, too", "small": ", too small"}
         more = bad.get(str(row.get("state")), "")
         texts.append(("signal stack", f"of thread {row.get('tid')}: {row.get('text')}{whose}{more}"))
-    others = (state["threads"] or 0) - len(snapshot.tables.get("alternate_stacks", ()))
+    others = (state["threads"] or 0) - len(_dicts(snapshot, "alternate_stacks"))
     if state["handlers"] and others > 0 and view.verbose:
         texts.append(("", f"of {count(others, 'thread')} not known: only a thread itself can ask for it"))
-    for row in snapshot.tables.get("saved_handlers", ()):
+    for row in _dicts(snapshot, "saved_handlers"):
         if not row.get("certain"):
             texts.append(("kept", f"{row.get('text')} holds the address of Python's handler"))
     if not state["handlers"] and state["why_not"]:
