@@ -136,6 +136,14 @@ def test_a_pool_that_runs_on_too_few_processors_is_found_and_explained(
         assert "threadpoolctl" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("mode", ["leak", "healthy"])
+def test_a_core_of_the_kernel_tells_who_ran_and_where(mode: str, tmp_path: Path) -> None:
+    with launch(E10, mode, ONE[0]) as program:
+        found = names(look(program.kernel_core(tmp_path)))
+    leak = ("thread-pools-oversubscribed", "likely", "thread", E10.count - 1)
+    assert found == ([leak] if mode == "leak" else [])
+
+
 def test_pools_of_several_libraries_are_told_together(tmp_path: Path) -> None:
     with launch(E10, "leak2", ONE[0]) as program:
         for target in (program.pid, program.gcore(tmp_path)):

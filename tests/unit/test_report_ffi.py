@@ -118,7 +118,7 @@ def test_threads_are_counted_by_where_they_began() -> None:
     )
     assert "      1        ?  not known" in text
     assert "2 processors for these (the quota of its control group)" in text
-    assert "4 threads that no interpreter knows" in text
+    assert "4 threads that no interpreter knows" in text and "runs Python" in text
 
 
 def test_callbacks_name_the_function_and_its_place() -> None:
@@ -159,3 +159,13 @@ def test_rows_that_make_no_sense_are_left_out(value: Any) -> None:
 def test_a_snapshot_without_libraries_says_nothing_of_them() -> None:
     assert not ffi.is_told(snapshot())
     assert ffi.is_told(snapshot(libraries=[]))
+
+
+def test_threads_that_python_did_not_start_and_runs_in_are_told() -> None:
+    threads = [
+        {**THREAD, "python": True, "library": "/usr/lib/libpython3.12.so.1.0"},
+        {**THREAD, "python": True, "library": "/app/cygrpc.so", "symbol": "poll_loop"},
+    ]
+    interpreter = {"module": None, "library": "/usr/lib/libpython3.12.so.1.0", "file": None, "address": None}
+    text = shown(snapshot(libraries=[LIBRARY], native_threads=threads, python_libraries=[interpreter]))
+    assert "cygrpc.so: poll_loop, and runs Python" in text and "libpython" not in text

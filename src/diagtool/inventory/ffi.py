@@ -51,7 +51,10 @@ def add(capture: Capture, snapshot: Snapshot) -> None:
     """
     modules = capture.modules[:_MOST]
     links = {m.start: linking_of(m, capture.memory) for m in modules}
-    rows = [_row(capture, m, links[m.start]) for m in modules]
+    mapped: dict[str, list[Mapping]] = defaultdict(list)
+    for mapping in capture.mappings:
+        mapped[mapping.path].append(mapping)
+    rows = [_row(capture, m, links[m.start], mapped[m.path]) for m in modules]
     _roles(rows, modules, links, capture, snapshot)
     _copies(rows)
     started: dict[str, int] = defaultdict(int)
@@ -65,8 +68,8 @@ def add(capture: Capture, snapshot: Snapshot) -> None:
         snapshot.warnings.append(f"{len(capture.modules):,} libraries are mapped: {_MOST:,} are told")
 
 
-def _row(capture: Capture, module: Module, linking: Linking | None) -> Row:
-    own = [m for m in capture.mappings if m.path == module.path and module.start <= m.start < module.end]
+def _row(capture: Capture, module: Module, linking: Linking | None, mapped: Sequence[Mapping]) -> Row:
+    own = [m for m in mapped if module.contains(m.start)]
     path = module.path.removesuffix(DELETED)
     version, version_from = version_of(module, linking, capture.memory)
     row: Row = {
@@ -133,11 +136,12 @@ def _roles(
                 other["role"] = "dependency"
             if len(other["needed_by"]) < _MOST_NAMES and row["name"] not in other["needed_by"]:
                 other["needed_by"].append(row["name"])
+    by_address = {m.start: m for m in modules}
     preloaded = capture.process.environ.get("LD_PRELOAD", "").replace(":", " ").split()
     for row in rows:
         if row["role"] == "loaded" and any(row["name"] == p.rpartition("/")[2] for p in preloaded):
             row["role"] = "preloaded"
-        elif row["role"] == "loaded" and _is_extension(row, modules):
+        elif row["role"] == "loaded" and _is_extension(row, by_address[row["address"]]):
             row["role"] = "extension"
 
 
@@ -156,10 +160,9 @@ def _known(capture: Capture, snapshot: Snapshot) -> Iterable[tuple[str, str, str
 
 
 # An extension module that is in no sys.modules (any more) still has the function that makes the module.
-def _is_extension(row: Row, modules: Sequence[Module]) -> bool:
+def _is_extension(row: Row, module: Module) -> bool:
     stem = row["name"].partition(".")[0]
-    module = next((m for m in modules if m.start == row["address"]), None)
-    return module is not None and module.symbol(f"PyInit_{stem}") is not None
+    return module.symbol(f"PyInit_{stem}") is not None
 
 
 def _needs(rows: list[Row], modules: Sequence[Module], links: dict[int, Linking | None]) -> list[list[Row]]:

@@ -213,7 +213,10 @@ def lines(snapshot: Snapshot, view: View) -> Iterator[Line]:
     for table, columns in _PARTS.items():
         yield from _part(rows(snapshot, table), columns, view)
     threads = rows(snapshot, "native_threads")
-    yield from _threads(threads, rows(snapshot, "thread_pools"), _processors(snapshot), view)
+    own = {r.get("library") for r in snapshot.tables.get("python_libraries", ()) if r.get("module") is None}
+    own |= {row["path"] for row in libraries if row["role"] == "executable"}
+    shown = [t for t in threads if not t["python"] or t["library"] not in (None, *own)]
+    yield from _threads(shown, rows(snapshot, "thread_pools"), _processors(snapshot), view)
     if "ffi_functions" not in snapshot.tables and "python_libraries" in snapshot.tables:
         said = "what Python holds of C is not known: its heap was not looked at"
         yield [(said, "warning")]
@@ -423,21 +426,22 @@ def _processors(snapshot: Snapshot) -> str | None:
 
 
 def _threads(threads: list[Row], pools: list[Row], processors: str | None, view: View) -> Iterator[Line]:
-    """Threads that no interpreter knows, by the library that they began in and the function there."""
+    """Threads that Python did not start, by the library that they began in and the function there."""
     known = {p["library"]: p for p in pools}
-    groups: dict[tuple[str | None, str | None, str | None], list[Row]] = {}
+    groups: dict[tuple[str | None, str | None, str | None, bool], list[Row]] = {}
     for thread in threads:
-        if not thread["python"]:
-            groups.setdefault((thread["library"], thread["symbol"], thread["via"]), []).append(thread)
+        key = (thread["library"], thread["symbol"], thread["via"], thread["python"])
+        groups.setdefault(key, []).append(thread)
     found: list[Row] = []
-    for (library, symbol, via), own in groups.items():
+    for (library, symbol, via, python), own in groups.items():
         pool = known.get(library or "")
         running = [t for t in own if t["running"]]
         text = f"{_file(library)}: {clean(symbol, 120) if symbol else 'function not known'}"
         if library is None:
             text = "not known"
         text += f" ({clean(via, 20)})" if via else ""
-        if pool is not None and pool["limit"]:
+        text += ", and runs Python" if python else ""
+        if pool is not None and pool["limit"] and not python:
             text += f" – {clean(pool['pool'], 40)}, limited by {clean(pool['limit'], 80)}"
             text += f" (now {clean(pool['setting'], 20)})" if pool["setting"] else ""
         if view.verbose:
@@ -449,6 +453,6 @@ def _threads(threads: list[Row], pools: list[Row], processors: str | None, view:
     columns: _Columns = [
         ("threads", _number("count")),
         ("running", lambda row: row["running"]),
-        ("that no interpreter knows began in", lambda row: row["text"]),
+        ("not started by Python, in", lambda row: row["text"]),
     ]
     yield from _part(found, columns, view, processors)
