@@ -26,6 +26,7 @@ from common import BIN, ROOT, Row, Table, gap_ms, interpreter, run, target
 from heap_stop import heap_stop
 from memory import memory
 from native_heap import native_heap
+from native_stacks import native_stacks
 from object_heap import object_heap
 
 
@@ -179,6 +180,7 @@ PARTS: dict[str, Callable[[int], Iterator[Table]]] = {
     "heap-stop": heap_stop,
     "memory": memory,
     "native-heap": native_heap,
+    "native-stacks": native_stacks,
     "object-heap": object_heap,
 }
 

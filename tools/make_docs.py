@@ -9,10 +9,11 @@ A page holds blocks between two comments; this program writes what is between th
     <!-- make_docs: file src/diagtool/snapshot/schema.sql -->
     <!-- make_docs: run leaks service.diag -->          what the command prints, about the demo service
     <!-- make_docs: memory leaks core -->               what it prints about the service that eats memory
+    <!-- make_docs: native stacks core --native -->     what it prints about an extension that hangs
     <!-- make_docs: sql SELECT * FROM cluster_text -->  what sqlite3 answers, about the same
     <!-- /make_docs -->
 
-Help and files are always written. Samples (run, memory, sql) only with --samples, because they start the demo
+Help and files are always written. Samples (run, memory, native, sql) only with --samples, because they start the demo
 service (fixtures/python/service.py) and take a snapshot of it, and fixtures/python/thumbnails.py, of which
 there are 1.diag, 2.diag, 3.diag and core; a pid is shown as 4242. --check writes nothing and fails when a
 help text or a file is not what it should be.
@@ -27,6 +28,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,8 +53,8 @@ def main() -> int:
     options = parser.parse_args()
     if not options.samples:
         return write(None, options.check)
-    with service() as sample, thumbnails() as memory:
-        return write({"run": sample, "sql": sample, "memory": memory}, options.check)
+    with service() as sample, thumbnails() as memory, journal() as native:
+        return write({"run": sample, "sql": sample, "memory": memory, "native": native}, options.check)
 
 
 def write(samples: Samples | None, check: bool) -> int:
@@ -75,7 +77,7 @@ def filled(page: str, samples: Samples | None) -> str:
 
     def fill(match: re.Match[str]) -> str:
         head, what, argument, tail = match.groups()
-        if what in ("run", "memory", "sql") and samples is None:
+        if what in ("run", "memory", "native", "sql") and samples is None:
             return match[0]
         return f"{head}\n{block(what, argument, (samples or {}).get(what))}\n{tail}"
 
@@ -92,7 +94,7 @@ def block(what: str, argument: str, sample: Sample | None) -> str:
         return fenced(path.read_text("utf-8"), path.suffix.lstrip("."))
     if sample is None:
         raise ValueError(f"{what} needs the demo service")
-    if what in ("run", "memory"):
+    if what in ("run", "memory", "native"):
         words = [sample.pid if word == "PID" else word for word in argument.split()]
         text = f"$ diagtool {argument.replace('PID', SHOWN_PID)}\n{run(words, sample.folder)}"
         return fenced(sample.shown(text))
@@ -179,6 +181,23 @@ def thumbnails() -> Iterator[Sample]:
                 said(process, "GREW")
         run(["core", sample.pid, "-o", "core"], sample.folder)
         yield sample
+
+
+@contextmanager
+def journal() -> Iterator[Sample]:
+    """An extension in C++ whose threads wait for each other, a snapshot and a core of it."""
+    import pybind11
+
+    source = ROOT / "fixtures/native/journal.cpp"
+    include = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["g++", "-O1", "-g", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", *include]
+        subprocess.run([*command, str(source), "-o", f"{folder}/journal.so"], check=True)
+        program = [sys.executable, str(ROOT / "fixtures/python/e07_extension.py"), "leak"]
+        with started(["env", f"DIAGTOOL_BUILT={folder}", *program]) as (_, sample):
+            run(["snapshot", sample.pid, "-o", "journal.diag"], sample.folder)
+            run(["core", sample.pid, "-o", "core"], sample.folder)
+            yield sample
 
 
 if __name__ == "__main__":

@@ -66,7 +66,9 @@ _INTERNAL = (
 )
 #: What C++ puts between a program's own functions.
 _PLUMBING = ("std::", "__gnu_cxx::", "void std::", "__invoke", "_M_", "operator()")
-_HEADERS = ("/usr/include/", "/include/c++/")
+#: Bindings, which are all templates and whose frames are many.
+_BINDINGS = ("pybind11::", "nanobind::", "boost::python::")
+_HEADERS = ("/usr/include/", "/include/c++/", "/pybind11/", "/nanobind/", "/boost/python/")
 _SYSTEM = ("/lib/", "/lib64/", "/usr/lib/", "/usr/lib64/", "/usr/local/lib/")
 
 
@@ -75,7 +77,9 @@ def is_internal(frame: Frame) -> bool:
     if frame.library is None:
         return False
     name = frame.library.rpartition("/")[2]
-    plumbing = frame.function.startswith(_PLUMBING) or any(part in frame.file for part in _HEADERS)
+    function = frame.function.partition("(")[0]
+    plumbing = function.startswith(_PLUMBING) or any(part in function for part in _BINDINGS)
+    plumbing = plumbing or any(part in frame.file for part in _HEADERS)
     return plumbing or name.startswith(_INTERNAL)
 
 

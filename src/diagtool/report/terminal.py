@@ -108,7 +108,7 @@ def frame_lines(shown: Sequence[Frame], view: View, folded: int = 0) -> Iterator
     head = list(shown) if not left_out else list(shown[: limit * 2 // 3])
     tail = [] if not left_out else list(shown[-(limit - limit * 2 // 3) :])
     places = max((cells(place(f, view.verbose)) for f in head + tail), default=0)
-    names = max((cells(_function(f)) for f in head + tail), default=0)
+    names = max((cells(_function(f, view.verbose)) for f in head + tail), default=0)
     places, names = min(places, 40), min(names, 32)
     lines = [_frame(f, view, places, names) for f in head]
     if tail:
@@ -261,7 +261,7 @@ def _frame(frame: Frame, view: View, places: int, names: int) -> Line:
     style = "own" if is_own(frame) else "library"
     line: Line = [
         (_INDENT + pad(place(frame, view.verbose), places), style),
-        ("  " + pad(_function(frame), names), style),
+        ("  " + pad(_function(frame, view.verbose), names), style),
     ]
     if view.sources is not None:
         room = view.width - sum(cells(text) for text, _ in line) - 2
@@ -271,13 +271,16 @@ def _frame(frame: Frame, view: View, places: int, names: int) -> Line:
     return line
 
 
-def _function(frame: Frame) -> str:
-    return f"in {_name(frame)}"
+def _function(frame: Frame, full: bool = False) -> str:
+    return f"in {_name(frame, full)}"
 
 
-def _name(frame: Frame) -> str:
+def _name(frame: Frame, full: bool = False) -> str:
     # Qualified names of nested functions are long and say little: main.<locals>.worker is worker.
-    return clean(frame.function.rpartition("<locals>.")[2] or "?", 100)
+    name = frame.function.rpartition("<locals>.")[2] or "?"
+    if frame.library is not None and not full:
+        name = name.partition("(")[0] or name  # arguments of C++, as long as they are
+    return clean(name, 100)
 
 
 def _totals(report: Report) -> str:
