@@ -178,6 +178,8 @@ def test_what_a_library_says_of_itself_counts(tmp_path: Path) -> None:
         ("/a/libtorch.so", "/a/libtorch_cpu.so", False),
         ("/a/libavcodec-c4204469.so.62", "/a/libavformat-4762a711.so.62", False),
         ("/a/libz.so.1", "/a/libm.so.6", False),
+        ("/a/libpool_1.so", "/a/libpool_2.so", False),
+        ("/a/libpython3.so", "/a/libpython3.12.so.1.0", False),
     ],
 )
 def test_copies_of_one_library_have_one_name(one: str, other: str, same: bool) -> None:

@@ -22,6 +22,8 @@ __all__ = ["DELETED", "OnDisk", "on_disk"]
 
 #: What the kernel writes behind the name of a file that has none any more.
 DELETED = " (deleted)"
+#: Files without a name on any disk: memfd_create(2).
+_NEVER_ON_DISK = "/memfd:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class OnDisk:
 
 def on_disk(pid: int, mapping: Mapping, build_id: str | None) -> OnDisk:
     """What has become of the file behind a mapping. ``build_id``: of what is in memory."""
+    if mapping.path.startswith(_NEVER_ON_DISK):
+        return OnDisk(None)
     path = mapping.path.removesuffix(DELETED)
     gone = mapping.path.endswith(DELETED)
     with _opened(pid, path) as fd:

@@ -40,7 +40,7 @@ _BEFORE = re.compile(r"[-.](\d+(?:\.\d+)+(?:\.[a-z]{2,4})?)\.so")  # libc-2.31.s
 _PYTHON = re.compile(r"^libpython(\d\.\d+)")
 _NUMBERED = re.compile(r"^(.*?)_?(\d+(?:\.\d+)+)$")  # GLIBC_2.36, OPENSSL_3.0.0
 _HASH = re.compile(r"-[0-9a-f]{8,}(?=[.-]|$)")  # what auditwheel adds: libgomp-a34b3233.so.1.0.0
-_TAIL = re.compile(r"[-_.]\d[\d.]*$")  # of libc-2.31, not of libc10
+_TAIL = re.compile(r"[-.]\d[\d.]*$")  # of libc-2.31, not of libc10
 
 
 def version_of(
@@ -79,7 +79,8 @@ def base_name(path: str) -> str:
     if "openblas" in name:
         return "libopenblas"
     short = _TAIL.sub("", name)
-    return short if len(short) > 3 else name
+    # libpython3.so is another library than libpython3.12.so, and goes with it.
+    return name if len(short) <= 3 or short.startswith("libpython") else short
 
 
 def _said(name: str, module: Module, memory: AddressSpace) -> str | None:
