@@ -72,6 +72,7 @@ def test_many_alike_are_one_line_unless_every_one_is_asked_for() -> None:
 def test_more_is_told_when_asked_for() -> None:
     rows = snapshot(SOCKET, {**PIPE, "peers": ["77 worker (fd 3, r)"]})
     text = " ".join(" ".join(shown(rows, verbose=True)).split())
+    assert "in full tcp CLOSE_WAIT 10.0.0.9:40001 -> 10.0.0.1:5432, 1 byte unread, silent for 2 h" in text
     assert f"owned by {SOCKET['owner_text']} 0x7f0000001000 and by {SOCKET['also'][0]}" in text
     assert "other end 77 worker (fd 3, r)" in text
 

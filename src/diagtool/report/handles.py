@@ -143,7 +143,8 @@ def lines(snapshot: Snapshot, found: Sequence[Row], view: View) -> Iterator[Line
         text = f"{number:>{first}}  {pad(kind, second)}  {pad(cut(what, room), room)}  {cut(owner, owners)}"
         yield [(text, "" if at else "label")]
         if at and view.verbose:
-            yield from _more(groups[at - 1], " " * (first + 2), view)
+            whole = what if cells(what) > room else ""
+            yield from _more(groups[at - 1], whole, " " * (first + 2), view)
     if not groups:
         yield [("No such open file.", "")]
     yield []
@@ -231,9 +232,9 @@ def _owner(row: Row) -> str:
     return clean(name if len(name) <= _OWNER else name.rpartition(".")[2])
 
 
-def _more(group: Sequence[Row], indent: str, view: View) -> Iterator[Line]:
+def _more(group: Sequence[Row], whole: str, indent: str, view: View) -> Iterator[Line]:
     row = group[0]
-    said = []
+    said = [("in full", whole)] if whole else []
     if "owner" in row:
         said.append(("owned by", f"{row['owner_text']}  {row['owner_address'] or ''}"))
     said += [("and by", text) for text in row.get("also", [])[:3]]
