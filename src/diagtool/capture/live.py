@@ -168,7 +168,11 @@ class _About:
         self.process.children = Children(pid)
         self.links = read_links(pid)[0]
         self.threads = {tid: procfs.read_thread(pid, tid) for tid in procfs.task_ids(pid)}
-        self.signals = Signals(read_masks(pid), why_not=_NOT_ASKED)
+        self.signals = Signals(read_masks(pid, ()), why_not=_NOT_ASKED)
+        for tid, thread in self.threads.items():
+            if thread.blocked is not None:
+                self.signals.masks.blocked[tid] = thread.blocked
+                self.signals.masks.thread_pending[tid] = thread.pending
 
     def capture(self, stopped: Stopped) -> Capture:
         """A capture, without memory yet."""

@@ -56,6 +56,9 @@ class CapturedThread:
     cpu_seconds: float | None = None
     vectors: bytes = b""  # floating-point and vector state as NT_X86_XSTATE, where somebody asked for it
     ns_tid: int | None = None  # the tid as the target's own pid namespace sees it
+    #: Signals that it blocks, and that wait for it alone, as bits: before the stop (capture/signals.py).
+    blocked: int | None = None
+    pending: int = 0
 
 
 @dataclass(slots=True)

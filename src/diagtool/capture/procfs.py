@@ -238,8 +238,18 @@ def read_thread(pid: int, tid: int) -> CapturedThread:
     call = parse_syscall(try_read(base + "syscall") or b"")
     if call is not None:
         thread.syscall, thread.syscall_args = call
-    thread.ns_tid = innermost_pid(parse_status(try_read(base + "status") or b""))
+    status = parse_status(try_read(base + "status") or b"")
+    thread.ns_tid = innermost_pid(status)
+    thread.blocked, thread.pending = signal_set(status, "SigBlk"), signal_set(status, "SigPnd") or 0
     return thread
+
+
+def signal_set(status: dict[str, str], name: str) -> int | None:
+    """A set of signals of /proc/PID/status as bits, signal 1 the lowest."""
+    try:
+        return int(status[name], 16)
+    except (KeyError, ValueError):
+        return None
 
 
 def innermost_pid(status: dict[str, str]) -> int | None:

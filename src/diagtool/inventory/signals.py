@@ -101,7 +101,9 @@ def _known(capture: Capture, snapshot: Snapshot) -> _Known:
     first = capture.signals.masks
     masks, steady = first, set(range(1, LAST + 1))
     if capture.kind == "live":
-        again = read_masks(capture.process.pid)
+        # A thread that blocked nothing need not be looked at again: only what both show is said.
+        some = [tid for tid, mask in first.blocked.items() if mask | first.thread_pending.get(tid, 0)]
+        again = read_masks(capture.process.pid, some)
         if again.caught is not None and first.caught is not None:
             steady = {n for n in steady if _by_kernel(first, n) == _by_kernel(again, n)}
             masks = Masks(first.caught, first.ignored, first.pending)
