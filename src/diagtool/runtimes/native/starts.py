@@ -7,7 +7,7 @@
 glibc keeps the start routine and its argument side by side in ``struct pthread`` (nptl/descr.h), to which
 ``fs_base`` points. Where in it, glibc itself says for libthread_db: ``_thread_db_pthread_start_routine`` is
 {bits, number, offset} (nptl_db/structs.def), exported since 2.34 and a symbol of libpthread before. Where
-that is stripped, it is the first word that points to code in every thread.
+that is stripped, it is the first word that points to code in every thread. musl leaves both on the stack.
 
 A start routine that only passes on what it was given is looked through: ``std::thread`` of libstdc++ (the
 argument is a ``std::thread::_State``, whose virtual table is in the library that made the thread) and threads
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diagtool.capture.elf import PF_X
-from diagtool.capture.memory import U64
+from diagtool.capture.memory import PAGE, U64
 from diagtool.capture.model import Capture, CapturedThread
 from diagtool.capture.modules import Module
 
@@ -31,6 +31,8 @@ __all__ = ["Code", "Start", "thread_starts"]
 
 _SELF = 16  # tcbhead_t.self on x86-64: the thread pointer again
 _FIRST, _LAST = 0x200, 0xA00  # bytes of struct pthread in which the start routine is looked for
+_MUSL_FIRST, _MUSL_LAST = 0x30, 0x80  # the same of musl's, of which the stack is looked for
+_START_ARGS = 32  # sizeof(struct start_args) on x86-64
 _SAMPLE = 64  # threads that are looked at for it
 _CPU_ID = 4  # in struct rseq (linux/rseq.h), which has the processor that the thread ran on last
 _MOST_CPUS = 1 << 16
@@ -68,8 +70,8 @@ class Start:
 def thread_starts(capture: Capture) -> list[Start]:
     """The start of each thread, in the order of ``capture.threads``.
 
-    That of the main thread is ``main`` of the executable. Without glibc, or on another machine than x86-64,
-    nothing is known of the others.
+    That of the main thread is ``main`` of the executable. With other C libraries than glibc and musl, or on
+    another machine than x86-64, nothing is known of the others.
     """
     reader = _Starts(capture)
     return reader.all(capture.threads)
@@ -86,15 +88,16 @@ class _Starts:
         self._codes: dict[int, Code | None] = {}
 
     def all(self, threads: list[CapturedThread]) -> list[Start]:
-        pointers = np.array([t.registers.get("fs_base", 0) for t in threads], np.uint64)
-        own = self._words(pointers, _SELF)
-        pointers = np.where((own == pointers) & (pointers % np.uint64(8) == 0), pointers, _0)
+        bases = np.array([t.registers.get("fs_base", 0) for t in threads], np.uint64)
+        bases = np.where(bases % np.uint64(8) == 0, bases, _0)
+        pointers = np.where(self._words(bases, _SELF) == bases, bases, _0)
         main = np.array([t.tid == self._capture.process.pid for t in threads], np.bool_)
         cpus = self._cpus(pointers)
         offset = self._offset(pointers[~main & (pointers != 0)])
-        nothing = np.zeros(len(threads), np.uint64)
-        routines = nothing if offset is None else self._words(pointers, offset)
-        arguments = nothing if offset is None else self._words(pointers, offset + 8)
+        if offset is not None:
+            routines, arguments = self._words(pointers, offset), self._words(pointers, offset + 8)
+        else:
+            routines, arguments = self._of_musl(np.where(self._words(bases, 0) == bases, bases, _0))
         out = []
         for thread, is_main, routine, argument, cpu in zip(
             threads, main.tolist(), routines.tolist(), arguments.tolist(), cpus.tolist(), strict=True
@@ -132,6 +135,21 @@ class _Starts:
             if len(words) and all(self._is_code(int(w)) for w in words.tolist()):
                 return offset
         return None
+
+    def _of_musl(self, pointers: U64) -> tuple[U64, U64]:
+        """Start routines and arguments with musl, which has them on top of each thread's stack.
+
+        struct pthread (src/internal/pthread_impl.h) begins with itself; map_base, map_size, stack and
+        stack_size follow each other in it. Below ``stack`` is a struct start_args (pthread_create.c).
+        """
+        tops = np.zeros(len(pointers), np.uint64)
+        for offset in range(_MUSL_FIRST, _MUSL_LAST, 8):
+            base, size, stack, room = (self._words(pointers, offset + 8 * i) for i in range(4))
+            pages = (base != 0) & (size != 0) & ((base | size) % np.uint64(PAGE) == 0)
+            fits = pages & (base < stack) & (stack - base <= size) & (room != 0) & (room <= size)
+            tops = np.where(fits & (tops == 0), stack & ~np.uint64(7), tops)
+        arguments = np.where(tops != 0, tops - np.uint64(_START_ARGS), _0)
+        return self._words(arguments, 0), self._words(arguments, 8)
 
     def _cpus(self, pointers: U64) -> NDArray[np.int64]:
         """The processor that each thread ran on last, -1 where it is not known."""
