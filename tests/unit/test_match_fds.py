@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
+import jsonschema
 import pytest
 from made_stacks import World
 
@@ -11,6 +13,8 @@ from diagtool.inventory.fdgroups import name_groups
 from diagtool.inventory.fds import _own
 from diagtool.leaks import find_leaks
 from diagtool.leaks.template import builtin
+from diagtool.report import json, terminal
+from diagtool.report.text import write
 from diagtool.snapshot.model import Snapshot
 
 Row = dict[str, Any]
@@ -128,6 +132,18 @@ HEALTHY: dict[str, list[list[Row]]] = {
 @pytest.mark.parametrize(("rows", "template", "count"), ONE.values(), ids=ONE)
 def test_one_look_is_a_suspect(rows: list[Row], template: str, count: int) -> None:
     assert told(series(rows)) == [(template, "suspect", count)]
+
+
+@pytest.mark.parametrize(("rows", "template", "count"), ONE.values(), ids=ONE)
+def test_its_report_fits_the_schema(rows: list[Row], template: str, count: int) -> None:
+    document = json.leaks(find_leaks(series(rows)))
+    jsonschema.validate(document, json.schema("leaks"), cls=jsonschema.Draft202012Validator)
+    (finding,) = document["findings"]
+    assert (finding["template"], finding["count"], finding["state"]) == (template, count, "open")
+    assert finding["kind"] == ("byte" if template == "deleted-file-written" else "descriptor")
+    out = io.StringIO()
+    write(terminal.leaks(find_leaks(series(rows)), terminal.View(80)), out, color=False)
+    assert f"{count:,} {finding['kind']}s  open" in out.getvalue()
 
 
 @pytest.mark.parametrize(("looks", "template"), MORE.values(), ids=MORE)

@@ -127,6 +127,8 @@ def _look(
             heap=heap,
             graph=False,
             native=False,
+            frames=False,
+            stacks=heap,
             inventory=("fds", "peers") if verbose else ("fds",),
             clone=clone,
         )
@@ -134,8 +136,6 @@ def _look(
     try:
         return take(owners)
     except NoRuntime:
-        if not owners:
-            raise
         return take(False)  # a process without Python has open files, too
 
 
