@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -51,20 +51,14 @@ if TYPE_CHECKING:
 def command(
     target: str,
     pattern: str | None,
-    why: str | None,
     limit: int | None,
-    show: str | None,
-    values: bool,
-    native: bool,
-    retained: bool,
-    garbage: bool,
-    sites: bool,
     clone: CloneMode | None,
     output_format: str,
     output: Path | None,
     exe: str | None,
     sysroot: str | None,
     verbose: bool,
+    **views: Any,  # of cli.heapviews, by name
 ) -> int:
     """Count the objects of a process by type, with the bytes that they take.
 
@@ -119,92 +113,11 @@ def command(
         2   wrong usage
         3   the target could not be read, or FILE not be written
     """
-    from diagtool.cli.heapviews import show_details
-    from diagtool.cli.keepers import show_keepers
-    from diagtool.cli.output import print_lines, print_text, width
-    from diagtool.cli.sites import show_sites
+    from diagtool.cli.heapviews import Asked, chosen, show
     from diagtool.cli.target import resolve
-    from diagtool.report import allocations, heap, nativeheap, terminal
-    from diagtool.report import json as documents
 
+    view, which = chosen(views, pattern)
     look = partial(
         resolve, target, exe=exe, sysroot=sysroot, output=output, clone=clone, inventory=(), frames=False
     )
-    if sites:
-        if native or why is not None:
-            raise click.UsageError("--sites is a view of its own: it has no --native and no --why.")
-        return show_sites(
-            look(heap=True, graph=False, native=False),
-            *(target, pattern, limit, output_format, output, verbose),
-        )
-    if show is not None or values:
-        if native or why is not None or (values and (show is not None or pattern is None)):
-            raise click.UsageError("--show and --values are views of their own; --values needs --type TYPE.")
-        return show_details(
-            look(heap=True, native=False, graph=False, values=pattern if values else None),
-            *(target, show, pattern, limit, output_format, output, verbose),
-        )
-    if retained or garbage:
-        if (retained and garbage) or native or why is not None or pattern is not None:
-            raise click.UsageError(
-                "--retained and --garbage are views of their own: no other goes with them."
-            )
-        return show_keepers(
-            look(heap=True, graph=True, native=False),
-            *(target, garbage, limit, output_format, output, verbose),
-        )
-    if native:
-        if pattern is not None or why is not None:
-            raise click.UsageError("--native shows blocks of C: they have no --type and no --why.")
-        found = look(native=True)
-        if not nativeheap.has_native(found.snapshot):
-            raise NoNative(target)
-        if output_format == "json":
-            print_text(documents.dumps(documents.heap(found.snapshot, heap.counts(found.snapshot))), output)
-        else:
-            view = terminal.View(width(output), verbose, False, found.sources)
-            print_lines(nativeheap.lines(found.snapshot, limit or nativeheap.LIMIT, view), output)
-        return 0
-    resolved = look(heap=True, why=why, graph=False, native=False)
-    snap = resolved.snapshot
-    if not heap.has_census(snap):
-        if why is None and allocations.has_sites(snap):
-            return show_sites(resolved, target, pattern, limit, output_format, output, verbose)
-        raise NoCensus(target)
-    if why is not None and "heap_why" not in snap.tables and not heap.answer_from_paths(snap, why):
-        raise NoMemory(target)
-    rows = heap.counts(snap, pattern)
-    if output_format == "json":
-        print_text(documents.dumps(documents.heap(snap, rows[: limit or len(rows)], heap.ways(snap))), output)
-    else:
-        view = terminal.View(width(output), verbose, False, resolved.sources)
-        shown = heap.table(snap, rows, limit or heap.LIMIT, view) if why is None else heap.paths(snap, view)
-        print_lines(shown, output)
-    return 0
-
-
-class NoMemory(Exception):
-    """A snapshot has counts and no memory, in which one could look who keeps what."""
-
-    hint = "Name the process or its core."
-
-    def __init__(self, target: str) -> None:
-        super().__init__(f"{target} holds no memory to find out in who keeps an object")
-
-
-class NoNative(Exception):
-    """A snapshot that was taken without reading the native heap."""
-
-    hint = "Take another one with `diagtool snapshot PID --heap`, or name the process or its core."
-
-    def __init__(self, target: str) -> None:
-        super().__init__(f"the native heap was not read when {target} was taken")
-
-
-class NoCensus(Exception):
-    """A snapshot that was taken without counting the objects."""
-
-    hint = "Take another one with `diagtool snapshot PID --heap`, or name the process or its core."
-
-    def __init__(self, target: str) -> None:
-        super().__init__(f"the objects were not counted when {target} was taken")
+    return show(view, Asked(target, pattern, limit, which), look, output_format, output, verbose)
