@@ -11,7 +11,9 @@ from diagtool.snapshot.model import Snapshot
 __all__ = ["awaited", "connections", "runs_command", "waiters"]
 
 _WAITS = (61, 247)  # wait4, waitid: syscall_64.tbl
+_SPAWNS = (56, 58, 435)  # clone, vfork, clone3
 _SIGTIMEDWAIT = 128
+_IGNORED_BY_SYSTEM = 1 << 1 | 1 << 2  # SIGINT, SIGQUIT
 _SIGCHLD = 17
 _CHILD_WAITS = ("os.wait", "subprocess.", "multiprocessing.Process.join", "asyncio.Process.")
 
@@ -49,6 +51,11 @@ def connections(capture: Capture) -> tuple[int | None, int | None]:
 
 
 def runs_command(capture: Capture, masks: Masks) -> bool:
-    """Whether a thread is in system(3): it waits for a child, with SIGCHLD blocked."""
+    """Whether a thread is in system(3), which ignores SIGINT and SIGQUIT: it blocks SIGCHLD meanwhile, and
+    starts a child or waits for it. (That it may be in between, in no system call, both signals tell.)"""
     bit = 1 << _SIGCHLD - 1
-    return any(t.syscall in _WAITS and masks.blocked.get(t.tid, bit) & bit for t in capture.threads)
+    both = (masks.ignored or 0) & _IGNORED_BY_SYSTEM == _IGNORED_BY_SYSTEM
+    return any(
+        masks.blocked.get(t.tid, bit) & bit and (both or t.syscall in (*_WAITS, *_SPAWNS))
+        for t in capture.threads
+    )
