@@ -232,11 +232,21 @@ def test_stuck_stacks_in_memory_of_one_instant_are_proven(exact: bool | None, ve
     assert found.summary.by_verdict[verdict] == 1
 
 
-def test_a_likely_leak_that_asks_for_no_stuck_stacks_is_not_proven() -> None:
+@pytest.mark.parametrize(("inferred", "verdict"), [(False, "proven"), (True, "likely")])
+def test_a_deadlock_is_proven_where_each_lock_says_who_has_it(inferred: bool, verdict: str) -> None:
     w = World()
     w.builder.snapshot.target.details["exact"] = True
     for own, other in ((0x5000, 0x5100), (0x5100, 0x5000)):  # each has what the other one wants
-        lock = w.thing("_thread.RLock", exclusive=False, owner=other, owner_alive=True)
+        lock = w.thing("_thread.RLock", exclusive=False, owner=other, owner_alive=True, inferred=inferred)
         w.threads(1, "threading.RLock.acquire", f"app.py:f:9 {THREAD}", lock, address=own)
     (finding,) = report(w).findings
-    assert (finding.template, finding.verdict) == ("lock-order-deadlock", "likely")
+    assert (finding.template, finding.verdict) == ("lock-order-deadlock", verdict)
+
+
+def test_a_likely_leak_that_asks_for_no_stuck_stacks_is_not_proven() -> None:
+    w = World()
+    w.builder.snapshot.target.details["exact"] = True
+    lock = w.thing("_thread.RLock", exclusive=False, owner=5, owner_alive=False)
+    w.threads(2, "threading.RLock.acquire", f"app.py:f:9 {THREAD}", lock)
+    (finding,) = report(w).findings
+    assert (finding.template, finding.verdict) == ("lock-owner-gone", "likely")
