@@ -71,7 +71,8 @@ def add(capture: Capture, snapshot: Snapshot) -> None:
 def _row(capture: Capture, module: Module, linking: Linking | None, mapped: Sequence[Mapping]) -> Row:
     own = [m for m in mapped if module.contains(m.start)]
     path = module.path.removesuffix(DELETED)
-    version, version_from = version_of(module, linking, capture.memory)
+    # The vDSO's symbols have versions of their own, which say nothing of the kernel's.
+    version, version_from = version_of(module, linking, capture.memory) if path != _VDSO else (None, None)
     row: Row = {
         "path": path,
         "name": path.rpartition("/")[2],

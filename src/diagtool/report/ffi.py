@@ -216,7 +216,8 @@ def lines(snapshot: Snapshot, view: View) -> Iterator[Line]:
     own = {r.get("library") for r in snapshot.tables.get("python_libraries", ()) if r.get("module") is None}
     own |= {row["path"] for row in libraries if row["role"] == "executable"}
     shown = [t for t in threads if not t["python"] or t["library"] not in (None, *own)]
-    yield from _threads(shown, rows(snapshot, "thread_pools"), _processors(snapshot), view)
+    where = "not started by Python, in" if "python_libraries" in snapshot.tables else "began in"
+    yield from _threads(shown, rows(snapshot, "thread_pools"), where, _processors(snapshot), view)
     if "ffi_functions" not in snapshot.tables and "python_libraries" in snapshot.tables:
         said = "what Python holds of C is not known: its heap was not looked at"
         yield [(said, "warning")]
@@ -425,7 +426,9 @@ def _processors(snapshot: Snapshot) -> str | None:
     return f"{count(row['cpus'], 'processor')} for these ({clean(row['known_by'] or 'not known how', 60)})"
 
 
-def _threads(threads: list[Row], pools: list[Row], processors: str | None, view: View) -> Iterator[Line]:
+def _threads(
+    threads: list[Row], pools: list[Row], where: str, processors: str | None, view: View
+) -> Iterator[Line]:
     """Threads that Python did not start, by the library that they began in and the function there."""
     known = {p["library"]: p for p in pools}
     groups: dict[tuple[str | None, str | None, str | None, bool], list[Row]] = {}
@@ -453,6 +456,6 @@ def _threads(threads: list[Row], pools: list[Row], processors: str | None, view:
     columns: _Columns = [
         ("threads", _number("count")),
         ("running", lambda row: row["running"]),
-        ("not started by Python, in", lambda row: row["text"]),
+        (where, lambda row: row["text"]),
     ]
     yield from _part(found, columns, view, processors)
