@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_objects import BASE, LAYOUT, Heap
 
+from diagtool.capture.segments import without
 from diagtool.runtimes.cpython.heap.census import HeapCensus, take_census
 from diagtool.runtimes.cpython.heap.owners import Owners, spans
 from diagtool.runtimes.cpython.heap.pools import find_pools
 from diagtool.runtimes.cpython.heap.ranges import joined_ranges
 from diagtool.runtimes.cpython.heap.referrers import Targets, words_that_refer
 from diagtool.runtimes.cpython.heap.why import ask_why
-from diagtool.runtimes.cpython.objects.addresssets import without
 
 POOL = LAYOUT["const.POOL_SIZE"]
 HEADER = LAYOUT["const.POOL_OVERHEAD"]

@@ -18,7 +18,7 @@ from diagtool.runtimes.native.allocators import foreign_allocators
 from diagtool.runtimes.native.groups import class_name
 from diagtool.runtimes.native.hanging import causes
 from diagtool.runtimes.native.known import why_known
-from diagtool.runtimes.native.memorymap import less, sealed, stacks_of
+from diagtool.runtimes.native.memorymap import sealed, stacks_of
 from diagtool.runtimes.native.reach import Edges, Targets, edges_between, mark, pointed_to
 from unit import made_heaps as made
 from unit.made_heaps import STACK, VERSIONS, Heap
@@ -251,10 +251,10 @@ def test_classes_are_named(mangled: str, name: str | None) -> None:
     st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=6),
 )
 def test_ranges_less_others(first: list[tuple[int, int]], second: list[tuple[int, int]]) -> None:
-    from diagtool.capture.segments import merged
+    from diagtool.capture.segments import merged, without
 
     a, b = merged((s, s + n) for s, n in first), merged((s, s + n) for s, n in second)
-    left = [x for s, e in less(a, b) for x in range(s, e)]
+    left = [x for s, e in without(a, b) for x in range(s, e)]
     assert left == sorted({x for s, e in a for x in range(s, e)} - {x for s, e in b for x in range(s, e)})
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Segment", "SegmentMap", "merged"]
+__all__ = ["Segment", "SegmentMap", "merged", "without"]
 
 _Number = TypeVar("_Number", np.uint64, np.int64)
 
@@ -128,6 +128,25 @@ def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
             out[-1] = (out[-1][0], max(out[-1][1], high))
         else:
             out.append((low, high))
+    return out
+
+
+def without(ranges: Sequence[tuple[int, int]], holes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What is left of ``ranges`` without ``holes``; both sorted and disjoint."""
+    out: list[tuple[int, int]] = []
+    i = 0
+    for low, high in ranges:
+        at = low
+        while i < len(holes) and holes[i][1] <= at:
+            i += 1
+        j = i
+        while j < len(holes) and holes[j][0] < high:
+            if holes[j][0] > at:
+                out.append((at, holes[j][0]))
+            at = max(at, holes[j][1])
+            j += 1
+        if at < high:
+            out.append((at, high))
     return out
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from diagtool.capture.model import Capture
 from diagtool.capture.modules import Module
 from diagtool.capture.plan import is_anonymous, is_writable_private
-from diagtool.runtimes.native.memorymap import Ranges, is_libc, less
+from diagtool.capture.segments import without
+from diagtool.runtimes.native.memorymap import Ranges, is_libc
 from diagtool.runtimes.native.model import ForeignAllocator
 
 __all__ = ["foreign_allocators", "named_allocators"]
@@ -82,7 +83,7 @@ def _anonymous_bytes(capture: Capture, taken: Ranges) -> int:
         for m in capture.mappings
         if is_writable_private(m) and is_anonymous(m) and not m.path.startswith("[stack")
     ]
-    return sum(end - start for start, end in less(sorted(ranges), taken))
+    return sum(end - start for start, end in without(sorted(ranges), taken))
 
 
 def _python_uses_it(capture: Capture, module: Module) -> bool:

@@ -16,8 +16,8 @@ from diagtool.capture.model import Capture, Mapping
 from diagtool.capture.plan import is_anonymous
 from diagtool.capture.residency import Residency, own_pages
 from diagtool.capture.room import headroom
-from diagtool.capture.segments import merged
-from diagtool.runtimes.native.memorymap import Ranges, less
+from diagtool.capture.segments import merged, without
+from diagtool.runtimes.native.memorymap import Ranges
 
 __all__ = ["Fetched", "fetch"]
 
@@ -51,7 +51,7 @@ def fetch(capture: Capture, private: Ranges) -> Fetched:
         late, unseen = _own(_common(private, merged(left_out)), pid)
         wanted = late
     else:
-        unforked, unseen = _own(less(private, merged(capture.imaged)), pid)
+        unforked, unseen = _own(without(private, merged(capture.imaged)), pid)
         late = unforked if _size(unforked) > _MOST_UNFORKED else []
         # Of memory without a file all is here that is in memory.
         files = merged((m.start, m.end) for m in capture.mappings if not is_anonymous(m))
@@ -76,7 +76,7 @@ def _load(capture: Capture, ranges: Ranges, room: int) -> Ranges:
 
 # What of private memory no segment holds: never written to, swapped out, or beyond what is copied of a file.
 def _absent(capture: Capture, private: Ranges) -> Ranges:
-    return less(private, merged((s.start, s.end) for s in capture.memory.segments))
+    return without(private, merged((s.start, s.end) for s in capture.memory.segments))
 
 
 def _own(ranges: Ranges, pid: int) -> tuple[Ranges, Ranges]:
@@ -85,7 +85,7 @@ def _own(ranges: Ranges, pid: int) -> tuple[Ranges, Ranges]:
 
 
 def _common(ranges: Ranges, others: Ranges) -> Ranges:
-    return less(ranges, less(_EVERYWHERE, others))
+    return without(ranges, without(_EVERYWHERE, others))
 
 
 def _size(ranges: Ranges) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 
 from diagtool.capture.model import Capture
 from diagtool.capture.plan import is_anonymous
-from diagtool.capture.segments import merged
+from diagtool.capture.segments import merged, without
 from diagtool.runtimes.native.allocators import foreign_allocators
 from diagtool.runtimes.native.fetching import Fetched, fetch
 from diagtool.runtimes.native.glibc.heap import GlibcHeap
@@ -15,7 +15,6 @@ from diagtool.runtimes.native.memorymap import (
     Ranges,
     code_made,
     data_of_modules,
-    less,
     private_memory,
     sealed,
     stacks_of,
@@ -23,8 +22,11 @@ from diagtool.runtimes.native.memorymap import (
 )
 from diagtool.runtimes.native.model import (
     FREE,
+    LOST,
+    MMAPPED,
     Blocks,
     Fragmentation,
+    LostBlocks,
     NativeHeap,
     SizeClass,
 )
@@ -76,7 +78,7 @@ def native_heap(capture: Capture, *, reachability: bool = True) -> NativeHeap:
     if reachability:
         heap.reachability = _why_not(capture, fetched)
         if heap.reachability == "judged":
-            roots = less(private, merged([*glibc.heaps, *glibc.own, *dead]))
+            roots = without(private, merged([*glibc.heaps, *glibc.own, *dead]))
             _judge(capture, glibc, merged([*roots, *fetched.shared]), heap)
     return heap
 
@@ -102,7 +104,7 @@ def _why_not(capture: Capture, fetched: Fetched) -> str:
         return f"not judged: {capture.missing:,} bytes that the core should hold are missing"
     if capture.kind == "core":
         held = merged((s.start, s.end) for s in capture.memory.segments)
-        absent = less(private_memory([m for m in capture.mappings if is_anonymous(m)]), held)
+        absent = without(private_memory([m for m in capture.mappings if is_anonymous(m)]), held)
         size = sum(end - start for start, end in absent)
         if size > _LEAST_ABSENT:
             return f"not judged: {size:,} bytes of memory are not in the core, pointers may be there"
@@ -128,7 +130,7 @@ def _judge(capture: Capture, glibc: GlibcHeap, roots: Ranges, heap: NativeHeap) 
     among = lost[edges.source] & lost[edges.target]
     links = number[edges.source[among]], number[edges.target[among]]
     mine = rows[lost]
-    groups = grouped(memory, capture.modules, blocks.address[mine], blocks.size[mine], links)
+    groups, group = grouped(memory, capture.modules, blocks.address[mine], blocks.size[mine], links)
     if len(groups) > _MOST_GROUPS:
         rest = groups[_MOST_GROUPS:]
         heap.warnings.append(
@@ -138,6 +140,12 @@ def _judge(capture: Capture, glibc: GlibcHeap, roots: Ranges, heap: NativeHeap) 
         del groups[_MOST_GROUPS:]
     heap.unreachable = [g for g in groups if g.known is None]
     heap.known = [g for g in groups if g.known is not None]
+    order = sorted(range(len(groups)), key=lambda i: groups[i].known is not None)  # as in to_rows()
+    row = np.full(int(group.max(initial=-1)) + 1, -1, dtype=np.int64)
+    row[order] = np.arange(len(order))
+    capture.found[LOST] = LostBlocks(
+        blocks.address[mine], blocks.usable[mine], blocks.arena[mine] == MMAPPED, row[group]
+    )
 
 
 def _summed(glibc: GlibcHeap) -> NativeHeap:

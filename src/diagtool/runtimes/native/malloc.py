@@ -19,13 +19,13 @@ from diagtool.capture.memory import U64
 from diagtool.capture.model import Capture
 from diagtool.capture.peek import Peek, overlap, pages_with_content, present_pages
 from diagtool.capture.plan import is_anonymous
-from diagtool.capture.segments import merged
+from diagtool.capture.segments import merged, without
 from diagtool.runtimes.native.allocators import named_allocators
 from diagtool.runtimes.native.glibc.arenas import Arenas, find_arenas
 from diagtool.runtimes.native.glibc.bigblocks import SMALLEST, big_blocks
 from diagtool.runtimes.native.glibc.figures import ArenaFigures, How, figures
 from diagtool.runtimes.native.glibc.settings import Settings, find_settings
-from diagtool.runtimes.native.memorymap import data_of_modules, is_libc, less, private_memory, thread_stacks
+from diagtool.runtimes.native.memorymap import data_of_modules, is_libc, private_memory, thread_stacks
 
 if TYPE_CHECKING:
     from diagtool.runtimes.native.glibc.heap import GlibcHeap
@@ -190,7 +190,7 @@ def _mapped_blocks(
     least = SMALLEST
     if settings is not None:
         least = min(least, max(settings.mmap_threshold & -4096, 4096))
-    return big_blocks(peek, less(anonymous, taken), least)
+    return big_blocks(peek, without(anonymous, taken), least)
 
 
 def _totals(

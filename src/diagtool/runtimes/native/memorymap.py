@@ -20,7 +20,6 @@ __all__ = [
     "code_made",
     "data_of_modules",
     "is_libc",
-    "less",
     "private_memory",
     "sealed",
     "stacks_of",
@@ -88,24 +87,6 @@ def code_made(capture: Capture) -> Ranges:
             out.append((m.start, min(m.end, m.start + room)))
             room -= out[-1][1] - m.start
     return merged(out)
-
-
-def less(ranges: Ranges, taken: Ranges) -> Ranges:
-    """What is left of ``ranges`` without ``taken``, both sorted and disjoint."""
-    out = []
-    i = 0
-    for start, end in ranges:
-        while i < len(taken) and taken[i][1] <= start:
-            i += 1
-        at, j = start, i
-        while j < len(taken) and taken[j][0] < end:
-            if taken[j][0] > at:
-                out.append((at, taken[j][0]))
-            at = max(at, taken[j][1])
-            j += 1
-        if at < end:
-            out.append((at, end))
-    return out
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from diagtool.capture.memory import U64
 from diagtool.capture.plan import is_anonymous
-from diagtool.capture.segments import merged
+from diagtool.capture.segments import merged, without
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.graph.free import (
     Stretches,
@@ -26,7 +26,7 @@ from diagtool.runtimes.cpython.heap.owners import Owners, Spans, spans
 from diagtool.runtimes.cpython.heap.pools import empty_pools
 from diagtool.runtimes.cpython.heap.ranges import heap_ranges, joined_ranges, mapped_ranges
 from diagtool.runtimes.cpython.heap.types import TypeTable, kinds_named
-from diagtool.runtimes.cpython.objects.addresssets import Ranges, without
+from diagtool.runtimes.cpython.objects.addresssets import Ranges
 from diagtool.runtimes.native.fetching import fetch
 from diagtool.runtimes.native.memorymap import data_of_modules, private_memory, sealed, stacks_of
 from diagtool.runtimes.native.walked import walked

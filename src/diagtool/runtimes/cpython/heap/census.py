@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from diagtool.capture.blobs import without_blobs
 from diagtool.capture.memory import U64
+from diagtool.capture.segments import without
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.heap.blocks import objects_in_pools
 from diagtool.runtimes.cpython.heap.buffers import big_buffers
@@ -20,7 +21,7 @@ from diagtool.runtimes.cpython.heap.pools import Pools, find_pools
 from diagtool.runtimes.cpython.heap.ranges import heap_ranges, joined_ranges, mapped_ranges
 from diagtool.runtimes.cpython.heap.sizes import NO_SIZE, Sizer
 from diagtool.runtimes.cpython.heap.types import TypeTable, kinds_named
-from diagtool.runtimes.cpython.objects.addresssets import contains, distinct, without
+from diagtool.runtimes.cpython.objects.addresssets import contains, distinct
 
 
 @dataclass(slots=True)

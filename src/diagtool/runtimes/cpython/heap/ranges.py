@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diagtool.capture.memory import U64
-from diagtool.capture.segments import merged
+from diagtool.capture.segments import merged, without
 from diagtool.runtimes.cpython.context import Context
-from diagtool.runtimes.cpython.objects.addresssets import Ranges, without
+from diagtool.runtimes.cpython.objects.addresssets import Ranges
 
 
 def heap_ranges(ctx: Context) -> Ranges:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diagtool.capture.memory import U64, MemoryFault
+from diagtool.capture.segments import without
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.heap.buffers import big_buffers
 from diagtool.runtimes.cpython.heap.census import HeapCensus
@@ -23,7 +24,7 @@ from diagtool.runtimes.cpython.heap.places import Places
 from diagtool.runtimes.cpython.heap.referrers import Targets, words_that_refer
 from diagtool.runtimes.cpython.heap.steps import Step, in_words, name_in_dict, step_to
 from diagtool.runtimes.cpython.heap.types import kinds_named
-from diagtool.runtimes.cpython.objects.addresssets import contains, without
+from diagtool.runtimes.cpython.objects.addresssets import contains
 from diagtool.runtimes.cpython.threads.interpreters import Interpreter
 
 SAMPLE = 200  # objects of a type that are looked at

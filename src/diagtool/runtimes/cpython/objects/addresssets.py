@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -61,22 +59,3 @@ def grouped(values: U64) -> tuple[U64, NDArray[np.intp]]:
     more, at = np.unique(rest, return_inverse=True)
     inverse[rows] = len(found) + at
     return np.concatenate([np.array(found, np.uint64), more]), inverse
-
-
-def without(ranges: Sequence[tuple[int, int]], holes: Sequence[tuple[int, int]]) -> Ranges:
-    """What is left of sorted ``ranges`` without sorted ``holes``."""
-    out: Ranges = []
-    i = 0
-    for low, high in ranges:
-        cursor = low
-        while i < len(holes) and holes[i][1] <= cursor:
-            i += 1
-        j = i
-        while j < len(holes) and holes[j][0] < high:
-            if holes[j][0] > cursor:
-                out.append((cursor, holes[j][0]))
-            cursor = max(cursor, holes[j][1])
-            j += 1
-        if cursor < high:
-            out.append((cursor, high))
-    return out

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from diagtool.capture.blobs import without_blobs
 from diagtool.capture.memory import U64, MemoryFault
-from diagtool.runtimes.cpython.objects.addresssets import grouped, without
+from diagtool.capture.segments import without
+from diagtool.runtimes.cpython.objects.addresssets import grouped
 from diagtool.runtimes.cpython.objects.reader import INLINE_VALUES, MANAGED_DICT, Objects
 
 _MAX_TYPES = 1 << 14  # of one array of objects; with more of them it is not objects

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from diagtool.capture.memory import PAGE, AddressSpace
 from diagtool.capture.model import Mapping
-from diagtool.capture.segments import merged
+from diagtool.capture.segments import merged, without
 from diagtool.runtimes.native.glibc.arenas import Arena, Arenas, find_arenas
 from diagtool.runtimes.native.glibc.chunks import Chunks, Region, walk
 from diagtool.runtimes.native.glibc.freelists import broken_bins, find_free
 from diagtool.runtimes.native.glibc.mmapped import mmapped_chunks
-from diagtool.runtimes.native.memorymap import Ranges, less, private_memory
+from diagtool.runtimes.native.memorymap import Ranges, private_memory
 from diagtool.runtimes.native.model import CACHED, FAST, FREE, MMAPPED, USED, ArenaTotals, Blocks
 
 __all__ = ["GlibcHeap", "read_glibc"]
@@ -62,14 +62,14 @@ def read_glibc(
         return None
     warnings = found.warnings
     chunks = walk(memory, found.regions)
-    anonymous = less(private_memory([m for m in mappings if not m.path.startswith("/")]), merged(data))
-    free_memory = less(anonymous, merged([*found.claimed, *stacks]))
+    anonymous = without(private_memory([m for m in mappings if not m.path.startswith("/")]), merged(data))
+    free_memory = without(anonymous, merged([*found.claimed, *stacks]))
     pieces = _main_pieces(memory, found, chunks, free_memory)
     if pieces:
         found.regions.extend(pieces)
         chunks = walk(memory, found.regions)
         whole_pages = merged((low & -PAGE, high + PAGE - 1 & -PAGE) for low, high in chunks.runs())
-        free_memory = less(free_memory, whole_pages)
+        free_memory = without(free_memory, whole_pages)
     lists = find_free(memory, chunks, found.arenas, found.shape, threads)
     big = mmapped_chunks(memory, free_memory)
     # These are not of one arena: where a list of a thread cache breaks, it may have come from any.
