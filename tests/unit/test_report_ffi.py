@@ -31,6 +31,7 @@ LIBRARY: dict[str, Any] = {
     "disk_build_id": None,
     "writable_code": 0,
     "executable_stack": False,
+    "executable_stacks": 0,
     "relocates_text": False,
     "relro": "full",
     "threads": 0,

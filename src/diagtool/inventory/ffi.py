@@ -12,6 +12,7 @@ tables ``python_libraries`` and ``ffi_libraries``.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -47,7 +48,8 @@ def add(capture: Capture, snapshot: Snapshot) -> None:
     ``copies``: other paths of the same library. ``on_disk``: "same", "replaced", "deleted"; null where it is
     not known, as in a core; ``disk_build_id`` of the file that took its place. ``writable_code``: bytes that
     are writable and executable; ``executable_stack``, ``relocates_text``, ``relro`` ("full", "partial",
-    "none"). ``threads``: how many began in it.
+    "none"). ``threads``: how many began in it. ``executable_stacks``, of the executable alone: threads whose
+    stack can be executed now.
     """
     modules = capture.modules[:_MOST]
     links = {m.start: linking_of(m, capture.memory) for m in modules}
@@ -63,6 +65,7 @@ def add(capture: Capture, snapshot: Snapshot) -> None:
             started[thread["library"]] += 1
     for row in rows:
         row["threads"] = started[row["path"]]
+        row["executable_stacks"] = _executable_stacks(capture) if row["role"] == "executable" else 0
     snapshot.tables["libraries"] = rows
     if len(capture.modules) > len(modules):
         snapshot.warnings.append(f"{len(capture.modules):,} libraries are mapped: {_MOST:,} are told")
@@ -98,6 +101,13 @@ def _row(capture: Capture, module: Module, linking: Linking | None, mapped: Sequ
         state = on_disk(capture.process.pid, _first(own), module.build_id)
         row["on_disk"], row["disk_build_id"] = state.state, state.build_id
     return row
+
+
+def _executable_stacks(capture: Capture) -> int:
+    ranges = sorted((m.start, m.end) for m in capture.mappings if m.permissions[1:3] == "wx")
+    pointers = [t.registers.get("rsp", 0) for t in capture.threads]
+    places = [bisect_right(ranges, (p, 1 << 64)) - 1 for p in pointers]
+    return sum(i >= 0 and p < ranges[i][1] for i, p in zip(places, pointers, strict=True))
 
 
 def _first(mappings: Sequence[Mapping]) -> Mapping:

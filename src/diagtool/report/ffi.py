@@ -52,6 +52,7 @@ _TABLES: dict[str, dict[str, str]] = {
         "disk_build_id": "text?",
         "writable_code": "number",
         "executable_stack": "flag?",
+        "executable_stacks": "number",
         "relocates_text": "flag?",
         "relro": "text?",
         "threads": "number",
@@ -237,7 +238,7 @@ def lines(snapshot: Snapshot, view: View) -> Iterator[Line]:
 def _rank(row: Row) -> tuple[bool, int, str]:
     role = _ROLES.index(row["role"]) if row["role"] in _ROLES else len(_ROLES)
     odd = row["on_disk"] in ("replaced", "deleted") or row["copies"] or row["writable_code"]
-    return not (odd or row["executable_stack"]), role, row["name"]
+    return not (odd or row["executable_stack"] or row["executable_stacks"]), role, row["name"]
 
 
 def _libraries(found: list[Row], view: View) -> Iterator[Line]:
@@ -294,6 +295,8 @@ def _odd(row: Row, view: View) -> Iterator[str]:
         yield f"{size(row['writable_code'])} of it can be written to and executed"
     if row["executable_stack"]:
         yield "asks for stacks that can be executed"
+    if row["executable_stacks"]:
+        yield f"the stacks of {count(row['executable_stacks'], 'thread')} can be executed"
 
 
 def _more(row: Row, view: View) -> Iterator[str]:
