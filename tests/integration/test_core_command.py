@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from diagtool.capture.live import capture_live
 
 pytestmark = pytest.mark.skipif(not ptrace.supported(), reason="live processes on Linux on x86-64 only")
 
+PYSTACK = shutil.which("pystack", path=os.path.dirname(sys.executable))
 SERVICE = str(Path(__file__).parents[2] / "fixtures/python/service.py")
 
 
@@ -81,6 +83,39 @@ def test_gdb_unwinds_it(tmp_path: Path) -> None:
     assert "in main (" in text
     assert "work (unused" in text or "sum ()" in text
     assert "xmm0" in text
+
+
+def test_drgn_unwinds_it_and_reads_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drgn = pytest.importorskip("drgn")
+    monkeypatch.delenv("DEBUGINFOD_URLS", raising=False)
+    path = tmp_path / "core"
+    with native.started(native.built("images")) as target:
+        assert diagtool("core", str(target.pid), "-o", str(path)).returncode == 0
+        tids = {int(tid) for tid in os.listdir(f"/proc/{target.pid}/task")}
+    program = drgn.Program()
+    program.set_core_dump(str(path))
+    with contextlib.suppress(drgn.MissingDebugInfoError):  # the C library's need not be here
+        program.load_default_debug_info()
+    stacks = {t.tid: t.stack_trace() for t in program.threads()}
+    assert stacks.keys() == tids
+    assert program.main_thread().tid == target.pid
+    assert "main" in [frame.name for frame in stacks[target.pid]]
+    assert any("work" in [frame.name for frame in stack] for stack in stacks.values())
+    with open_core(str(path)) as core:
+        for thread in core.threads:
+            pointer = thread.registers["rsp"]
+            assert stacks[thread.tid][0].register("rsp") == pointer
+            assert program.read(pointer, 256) == core.memory.read(pointer, 256)
+
+
+@pytest.mark.skipif(PYSTACK is None, reason="no pystack")
+def test_pystack_shows_the_frames_of_python(target: native.Program, tmp_path: Path) -> None:
+    assert PYSTACK is not None
+    path = tmp_path / "core"
+    assert diagtool("core", str(target.pid), "-o", str(path)).returncode == 0
+    done = subprocess.run([PYSTACK, "core", str(path)], capture_output=True, text=True, timeout=100)
+    assert "service.py" in done.stdout, done.stderr
+    assert "asyncio.run(" in done.stdout
 
 
 def test_what_can_not_be_written_leaves_nothing(target: native.Program, tmp_path: Path) -> None:
