@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,12 +10,14 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 import diagtool
 from diagtool.capture.modules import Module
 from diagtool.cli import main
 from diagtool.leaks import find_leaks
+from diagtool.report import json as documents
 from diagtool.runtimes.native.starts import thread_starts
 from diagtool.snapshot.model import Snapshot
 from fixture_programs import FIXTURES, Interpreter, interpreters, launch
@@ -128,7 +131,11 @@ def test_a_pool_that_runs_on_too_few_processors_is_found_and_explained(
             snapshot = look(target)
             # The thread that calls OpenMP is Python's.
             assert names(snapshot) == [("thread-pools-oversubscribed", "likely", "thread", E10.count - 1)]
-            ((why,),) = (f.evidence for f in find_leaks([snapshot]).findings)
+            report = find_leaks([snapshot])
+            jsonschema.validate(
+                json.loads(documents.dumps(documents.leaks(report))), documents.schema("leaks")
+            )
+            ((why,),) = (f.evidence for f in report.findings)
             assert "OpenMP (libgomp" in why and "OMP_NUM_THREADS (now 64)" in why
             (row,) = snapshot.tables["oversubscription"]
             assert 1 <= row["cpus"] <= min(2, len(os.sched_getaffinity(0)))
