@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,56 @@ def test_the_process_is_not_changed_by_being_asked(thief: Running) -> None:
         snapshot(thief.pid, clone="always", **ABOUT)
     assert status() == before
     assert Path(f"/proc/{thief.pid}/task/{thief.pid}/children").read_text() == ""
+
+
+# -- who keeps Python's handler -----------------------------------------------------------------------------
+
+TAKEN = """
+import ctypes, signal
+library = ctypes.CDLL({library!r})
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, lambda number, frame: None)
+library.take(signal.SIGTERM)
+library.take_and_call(signal.SIGUSR1)
+library.take_by_table(signal.SIGUSR2)
+print("READY", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("options", [("-O2",), ("-O0",), ("-O2", "-s")], ids="".join)
+def test_a_library_that_may_call_python_on_is_told_from_one_that_can_not(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    library = native.built("takes_signals", "-shared", "-fPIC", *options)
+    with native.started(sys.executable, "-c", TAKEN.format(library=library)) as program:
+        snap = snapshot(program.pid, clone="always", **ABOUT)
+        unasked = snapshot(program.pid, clone="never", **ABOUT)
+    rows = {r["signal"]: r for r in snap.tables["signals"]}
+    assert all(rows[name]["stolen"] for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"))
+    assert rows["SIGUSR1"]["kept"] >= 1
+    assert rows["SIGUSR2"]["kept"] >= 1
+    verdicts = {f.examples[0]: f.verdict for f in of_signals(snap)}
+    if "-s" in options:  # without symbols nobody knows where one function ends: the milder one is said
+        assert verdicts == {"SIGTERM": "suspect", "SIGUSR1": "suspect", "SIGUSR2": "suspect"}
+    else:
+        assert rows["SIGTERM"]["kept"] == 0
+        assert rows["SIGTERM"]["symbol"] == "forgets"
+        assert verdicts == {"SIGTERM": "likely", "SIGUSR1": "suspect", "SIGUSR2": "suspect"}
+    kept = of_signals(unasked)
+    assert [(f.template, f.verdict, f.examples) for f in kept] == [
+        ("signal-handler-kept", "suspect", (library,)),
+    ]
+    assert "SIGUSR1, SIGUSR2, SIGTERM" in kept[0].evidence[0]
+
+
+def test_a_program_in_c_has_signals_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with native.started(native.built("images")) as program:
+        assert main(["signals", str(program.pid), "--clone", "always"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"SIGCHLD +on_child in images", text)
+    assert "Python has" not in text
 
 
 # -- crashes ------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Whether a signal handler in C may call on the one that it replaced: does its code lead to where that is.
 
 Nothing is disassembled. Every four bytes of the handler, and of the functions of its library that it leads
-to, are taken for a displacement from the instruction pointer, as x86-64 code reaches variables, functions and
-the global offset table. So more is found than there is, never less, but for addresses that are computed: a
-"may" that is wrong makes a verdict milder.
+to, are taken for a displacement from the instruction pointer, as x86-64 code reaches variables, functions
+and the global offset table; and every byte behind what may be a short jump. So more is found than there is,
+never less, but for addresses that are computed: a "may" that is wrong makes a verdict milder.
 """
 
 from __future__ import annotations
@@ -39,12 +39,15 @@ def leads_to(capture: Capture, module: Module, handler: int, places: Sequence[in
         code = capture.memory.try_read(start, _length(module, start))
         if code is None:
             return list(places)
-        if len(code) < 4:
-            continue
+        code = code.ljust(4, b"\0")
         at = np.arange(len(code) - 3, dtype=np.int64)
         raw = np.frombuffer(code, np.uint8).astype(np.uint32)
         steps = (raw[:-3] | raw[1:-2] << 8 | raw[2:-1] << 16 | raw[3:] << 24).astype(np.int32)
         targets = start + at + 4 + steps.astype(np.int64)
+        # Short jumps have one byte: 0xEB, and 0x70 to 0x7F with a condition.
+        short = np.flatnonzero((raw[:-1] == 0xEB) | (raw[:-1] >> 4 == 7))
+        jumps = start + short + 2 + raw[short + 1].astype(np.uint8).astype(np.int8).astype(np.int64)
+        targets = np.concatenate([targets, jumps])
         targets = targets[(targets >= module.start) & (targets < module.end)]
         words, ok = capture.memory.load(targets.astype(np.uint64))
         both = np.concatenate([targets, words[ok & (words < np.uint64(1 << 62))].astype(np.int64)])
