@@ -224,6 +224,18 @@ def test_a_fragmented_heap_is_found_live_and_in_a_core(mode: str, template: str,
         assert "in no block in use" in finding["evidence"][0]
 
 
+def test_holes_in_the_heap_of_a_program_in_c_are_found_and_measured() -> None:
+    with started(built("holes")) as program:
+        found = leaks(str(program.pid))
+        malloc = view(program.pid)["malloc"]
+        program.say()
+        arena, used, free = map(int, program.line().split())
+    assert set(found) == {"malloc-fragmented"}
+    assert found["malloc-fragmented"]["verdict"] == "likely"
+    assert malloc["how"] == "exact"  # though sixteen thousand holes are in one list, and were not copied
+    assert (malloc["system"], malloc["used"], malloc["free"]) == pytest.approx((arena, used, free), rel=0.01)
+
+
 @pytest.mark.parametrize("mode", ["healthy2", "healthy3", "healthy4"])
 def test_a_heap_in_use_given_back_or_trimmed_is_healthy(mode: str) -> None:
     with launch(FIXTURES["e08"], mode, interpreter()) as program:

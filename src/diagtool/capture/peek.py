@@ -36,10 +36,13 @@ class Peek:
         self._memory = capture.memory
         self._reader: MemoryReader | None = None
         self._present: Ranges = np.zeros((0, 2), np.uint64)
+        self._starts: list[int] = []
+        self._ends: list[int] = []
         if capture.kind == "live" and not capture.image:
             try:
                 self._reader = MemoryReader(capture.process.pid)
                 self._present = present_pages(capture)
+                self._starts, self._ends = self._present[:, 0].tolist(), self._present[:, 1].tolist()
                 if len(self._present):
                     self._reader.probe(int(self._present[0, 0]))
             except OSError:  # it has ended: what was copied is here
@@ -62,6 +65,15 @@ class Peek:
             rows = rows[self._there(addresses[rows], size)]
             data[rows], ok[rows] = self._read(addresses[rows], size)
         return data, ok
+
+    def one(self, address: int, size: int) -> bytes | None:
+        """Up to 256 bytes at one place; None where they can't be read."""
+        raw = self._memory.peek(address, size)
+        if raw is None and self._reader is not None:
+            place = bisect_right(self._starts, address) - 1
+            if place >= 0 and address + size <= self._ends[place]:
+                raw = self._reader.few(address, size)
+        return raw
 
     def words(self, addresses: U64) -> tuple[U64, Mask]:
         """The 64-bit words at the addresses."""

@@ -2,9 +2,10 @@
 
 An arena keeps what it took from the kernel (system_mem) and its top chunk; all other free memory is in its
 bins and fast bins, so what is in use is the rest (int_mallinfo in malloc.c). So only lists of free chunks are
-followed: all together first, one chunk of each a step; then long ones alone. Where they are too long, or
-somebody is changing them, stretches of the heap are looked at instead, spread over it, and the figure is an
-estimate. Chunks in thread caches count as in use, as in mallinfo2().
+followed: all together first, one chunk of each a step. Where some are longer, stretches of the heap are
+looked at, spread over it, or all of a small one. They say how many free chunks there may be: if not too many,
+the long lists are followed alone; else the figure is an estimate. Chunks in thread caches count as in use, as
+in mallinfo2().
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ __all__ = ["ArenaFigures", "How", "figures"]
 How = Literal["exact", "estimated", "unknown"]
 
 _ROUNDS = 200  # steps of all lists together
-_MOST_ALONE = 100_000  # chunks of lists that are followed alone
+_MOST_ALONE = 50_000  # chunks of lists that are followed alone
 _WINDOW = 256 << 10  # bytes of a stretch
 _WHOLE = 256  # stretches of an arena that is looked at whole
 _WINDOWS = 96  # of a larger one
+_MOST_WINDOWS = 512  # of all arenas together
 _AT_ONCE = 32  # of them
 _LEAST_SAMPLE = 16  # stretches without which nothing is said, where there are so many
 _SIZE = np.uint64(~SIZE_BITS & (1 << 64) - 1)
@@ -80,30 +82,46 @@ def figures(memory: AddressSpace, peek: Peek, found: Arenas) -> list[ArenaFigure
     bounds = _bounds(found.arenas, found.regions)
     mangled = _mangled(peek, lists, bounds)
     _together(peek, lists, bounds, mangled)
-    _alone(memory, lists, bounds, mangled)
-    return [_of_arena(peek, lists, found, number) for number in range(len(found.arenas))]
+    room = _Room()
+    return [
+        _of_arena(peek, lists, found, number, bounds, mangled, room) for number in range(len(found.arenas))
+    ]
 
 
-def _of_arena(peek: Peek, lists: _Lists, found: Arenas, number: int) -> ArenaFigures:
-    arena = found.arenas[number]
-    mine = lists.arena == number
-    fast = int(lists.bytes[mine & (lists.size != 0)].sum())
-    free, chunks = int(lists.bytes[mine].sum()), int(lists.chunks[mine].sum())
-    whole = bool(lists.done[mine].all()) and bool(mine.any())
+@dataclass(slots=True)
+class _Room:
+    """What may still be looked at, of all arenas together: there may be hundreds of them."""
+
+    windows: int = _MOST_WINDOWS
+    chunks: int = 2 * _MOST_ALONE
+
+
+def _of_arena(
+    peek: Peek, lists: _Lists, found: Arenas, number: int, bounds: U64, mangled: bool, room: _Room
+) -> ArenaFigures:
+    arena, mine = found.arenas[number], lists.arena == number
+    regions = [r for r in found.regions if r.arena == number]
+    inside = max(arena.system - arena.top_size, 0)
+    sample: _Sample | None = None
+    if not lists.done[mine].all():
+        sample = _sampled(peek, regions, arena, room)
+        few = sample is None or sample.chunks * inside <= _MOST_ALONE * sample.whole
+        if few and (sample is None or not sample.complete):
+            _alone(peek, lists, number, bounds, mangled, room)
+    fast = mine & (lists.size != 0)
+    held, chunks = int(lists.bytes[fast].sum()), int(lists.chunks[fast].sum())
+    free = int(lists.bytes[mine].sum())
     facts = (arena.address, arena.main, max(1, len(arena.heaps)), arena.system, arena.top_size)
-    if whole and free + arena.top_size <= arena.system:
-        return ArenaFigures(*facts, "exact", free + arena.top_size, fast, chunks)
-    sample = _sampled(peek, [r for r in found.regions if r.arena == number], arena)
+    if mine.any() and lists.done[mine].all() and free <= inside:
+        return ArenaFigures(*facts, "exact", free + arena.top_size, held, int(lists.chunks[mine].sum()))
+    sample = sample or _sampled(peek, regions, arena, room)
     if sample is None:
         return ArenaFigures(*facts, "unknown")
-    inside = max(arena.system - arena.top_size, 0)
     # What fast bins hold looks like in use.
     share = 1.0 if sample.complete else inside / sample.whole
-    free = min(max(int(sample.free * share) + fast, free), inside)
-    how: How = (
-        "exact" if sample.complete and not lists.broken[mine & (lists.size != 0)].any() else "estimated"
-    )
-    return ArenaFigures(*facts, how, free + arena.top_size, fast, chunks)
+    free = min(max(int(sample.free * share) + held, free), inside)
+    how: How = "exact" if sample.complete and not lists.broken[fast].any() else "estimated"
+    return ArenaFigures(*facts, how, free + arena.top_size, held, int(sample.chunks * share) + chunks)
 
 
 # -- lists ----------------------------------------------------------------------------------------------
@@ -196,16 +214,15 @@ def _step(
     lists.done[rows] = forward == lists.head[rows]
 
 
-# What is long is followed with as little ado as there can be, and only in memory that is here.
-def _alone(memory: AddressSpace, lists: _Lists, bounds: U64, mangled: bool) -> None:
-    room = _MOST_ALONE
-    for row in np.flatnonzero(~lists.done & ~lists.broken).tolist():
+# What is long is followed with as little ado as there can be.
+def _alone(peek: Peek, lists: _Lists, number: int, bounds: U64, mangled: bool, room: _Room) -> None:
+    for row in np.flatnonzero(~lists.done & ~lists.broken & (lists.arena == number)).tolist():
         at, before, head = int(lists.at[row]), int(lists.before[row]), int(lists.head[row])
         fixed, total, count = int(lists.size[row]), int(lists.bytes[row]), int(lists.chunks[row])
         low, high = bounds[lists.arena[row]].tolist()
-        while at != head and room > 0:
-            room -= 1
-            raw = memory.peek(at + 8, 24) if low <= at < high and not at % 16 else None
+        while at != head and room.chunks > 0:
+            room.chunks -= 1
+            raw = peek.one(at + 8, 24) if low <= at < high and not at % 16 else None
             if raw is None:
                 break
             size = int.from_bytes(raw[:8], "little") & ~SIZE_BITS
@@ -224,23 +241,28 @@ def _alone(memory: AddressSpace, lists: _Lists, bounds: U64, mangled: bool) -> N
 
 @dataclass(slots=True)
 class _Sample:
-    """Bytes of chunks that were seen, and of those that are free; whether all of the arena was seen."""
+    """Bytes of chunks that were seen, and of those that are free, and their number; whether that was all."""
 
     whole: int = 0
     free: int = 0
+    chunks: int = 0
     complete: bool = True
 
 
 # Stretches spread evenly over an arena, all of it where it is small. A chunk is of the stretch in which it
 # begins, however far it reaches: so large ones count as often as they should.
-def _sampled(peek: Peek, regions: Sequence[Region], arena: Arena) -> _Sample | None:
+def _sampled(peek: Peek, regions: Sequence[Region], arena: Arena, room: _Room) -> _Sample | None:
     spans = [(r.start & -PAGE, (arena.top if r.top else r.end), r.start if r.exact else 0) for r in regions]
     spans = [(low, high, first) for low, high, first in spans if high > low]
     if not spans:
         return None
     sizes = np.array([(high - low + _WINDOW - 1) // _WINDOW for low, high, _ in spans], np.int64)
     total = int(sizes.sum())
-    number = np.linspace(0, total - 1, total if total <= _WHOLE else _WINDOWS).astype(np.int64)
+    wanted = min(total if total <= _WHOLE else _WINDOWS, room.windows)
+    room.windows -= wanted
+    if wanted < min(total, _LEAST_SAMPLE):
+        return None
+    number = np.linspace(0, total - 1, wanted).astype(np.int64)
     before = np.cumsum(sizes) - sizes
     of = np.searchsorted(before, number, side="right") - 1
     out = _Sample(complete=len(number) == total)
@@ -262,11 +284,14 @@ def _sampled(peek: Peek, regions: Sequence[Region], arena: Arena) -> _Sample | N
             out.complete &= sure and len(heads) > 0
             if len(heads):
                 out.whole += int(size.sum())
-                out.free += int(size[:-1][heads[1:] & np.uint64(PREV_INUSE) == 0].sum())
+                unused = heads[1:] & np.uint64(PREV_INUSE) == 0
+                out.free += int(size[:-1][unused].sum())
+                out.chunks += int(unused.sum())
                 ends.append((int(size[-1]), known))
     words, ok = peek.words(np.array([place + 8 for _, place in ends], np.uint64))
-    unused = ok & (words & np.uint64(PREV_INUSE) == 0)
-    out.free += int(np.array([size for size, _ in ends], np.int64)[unused].sum())
+    last = ok & (words & np.uint64(PREV_INUSE) == 0)
+    out.free += int(np.array([size for size, _ in ends], np.int64)[last].sum())
+    out.chunks += int(last.sum())
     enough = out.complete or len(ends) >= _LEAST_SAMPLE
     return out if enough and out.whole else None
 
