@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -273,6 +274,23 @@ def test_separate_debug_files_are_found_where_one_says(tmp_path: Path) -> None:
     assert all(
         f.file and f.file.endswith("odd.c") and f.line for f in frames if f.function in own(frames)[:4]
     )
+
+
+def test_unwind_tables_of_the_other_section_type_are_used(tmp_path: Path) -> None:
+    """As PyTorch's libraries have them: SHT_X86_64_UNWIND, of which drgn does not take any."""
+    program = built(tmp_path, "-fomit-frame-pointer")
+    data = bytearray(program.read_bytes())
+    start, (size, count) = struct.unpack_from("<Q", data, 40)[0], struct.unpack_from("<HH", data, 58)
+    allocated = [
+        start + size * i + 4
+        for i in range(count)
+        if struct.unpack_from("<IIQ", data, start + size * i)[1:] == (1, 2)  # PROGBITS, SHF_ALLOC alone
+    ]
+    for at in allocated:  # .eh_frame among them
+        struct.pack_into("<I", data, at, 0x70000001)
+    program.write_bytes(data)
+    (frames,) = look(program, "plain").values()
+    assert own(frames) == ["wait_here", "inner", "outer", "main", "_start"]
 
 
 def test_code_made_at_run_time_is_a_frame_and_the_stack_goes_on(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from diagtool.capture.modules import Module
 from diagtool.runtimes.native.stacks.demangle import demangle, language_of
 from diagtool.runtimes.native.stacks.model import NativeFrame, NativeStacks
 from diagtool.runtimes.native.stacks.resync import CallSites
+from diagtool.runtimes.native.stacks.unwindsections import as_drgn_reads_it
 
 if TYPE_CHECKING:
     import drgn
@@ -126,6 +127,10 @@ class _Unwinder:
                     made.build_id = bytes.fromhex(module.build_id)
                 fd = module.descriptor()
                 if fd is not None:
+                    other = as_drgn_reads_it(fd)
+                    if other is not None:
+                        os.close(fd)
+                        fd = other
                     # Its build-id was compared when the file was found; where it has none, its first page.
                     made.try_file(module.path, fd=fd, force=not module.build_id)
                     known.append(made)
