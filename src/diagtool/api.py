@@ -113,6 +113,7 @@ def snapshot(
     stacks: bool = True,
     clone: CloneMode | None = None,
     keep: Callable[[Capture], None] | None = None,
+    look: Callable[[Capture], None] | None = None,
 ) -> Snapshot:
     """The decoded state of a process (pid), a core, a .diag file or a dump of tracemalloc (path).
 
@@ -128,6 +129,7 @@ def snapshot(
     parts of the inventory that need none of it. ``clone``: see :func:`capture`; without it "auto" where the
     heap is looked at, else "never". ``keep`` is
     given the capture when it is decoded, before it is closed; its memory knows what was read for that.
+    ``look`` is given it, too, for what was found on the way (``Capture.found``).
     Raises TargetError (``diagtool.capture.errors``), or StoreError for a .diag file.
     """
     kind = kind_of(target)
@@ -173,6 +175,8 @@ def snapshot(
             if captured.warnings:
                 error.hint = f"{captured.warnings[0].rstrip('.')}. {error.hint}"
             raise
+        if look is not None:
+            look(captured)
         if keep is not None:
             keep(captured)
         return snap

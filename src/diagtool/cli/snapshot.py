@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,22 +115,26 @@ def command(
         raise click.UsageError(f"{target} is a snapshot already.")
     # Before the stop: no process is stopped for a file that then can't be written.
     store.check_writable(output or Path(f".diagtool-{os.getpid()}.diag"))
-    recorded = None if allocations is None else _record(target, allocations)
     slim = None if core is None else _slim_core(target, core, output)
-    snap = resolve(
-        target,
-        exe=exe,
-        sysroot=sysroot,
-        output=output,
-        heap=heap,
-        frames=native is not False,
-        unwinder=unwinder,
-        debug_directories=debug_directories,
-        clone=clone,
-        keep=None if slim is None else slim.write,
-    ).snapshot
-    if recorded is not None:
-        recorded.add_to(snap)
+    with ExitStack() as stack:
+        recorded = None if allocations is None else _record(target, allocations, heap, native is True)
+        if recorded is not None:
+            stack.callback(recorded.close)
+        snap = resolve(
+            target,
+            exe=exe,
+            sysroot=sysroot,
+            output=output,
+            heap=heap,
+            frames=native is not False,
+            unwinder=unwinder,
+            debug_directories=debug_directories,
+            clone=clone,
+            keep=None if slim is None else slim.write,
+            look=None if recorded is None else recorded.look,
+        ).snapshot
+        if recorded is not None:
+            recorded.add_to(snap)
     path = output or _free_name(snap)
     store.save(snap, path)
     if slim is not None and slim.error is not None:
@@ -144,7 +149,7 @@ def command(
     return 0
 
 
-def _record(target: str, seconds: float) -> Recorded:
+def _record(target: str, seconds: float, heap: bool, native: bool) -> Recorded:
     from diagtool.api import kind_of
     from diagtool.cli.progress import progress
     from diagtool.cli.recording import recorded
@@ -152,7 +157,7 @@ def _record(target: str, seconds: float) -> Recorded:
     if kind_of(target) != "live":
         raise click.UsageError(f"{target} is no process: --allocations watches a running one.")
     with progress(f"memray records for {seconds:g} s"):
-        return recorded(int(target), seconds)
+        return recorded(int(target), seconds, each=heap, native=native)
 
 
 def _slim_core(target: str, path: Path, output: Path | None) -> SlimCore:

@@ -50,6 +50,7 @@ def resolve(
     stacks: bool = True,
     clone: CloneMode | None = None,
     keep: Callable[[Capture], None] | None = None,
+    look: Callable[[Capture], None] | None = None,
 ) -> Resolved:
     """The snapshot of what ``text`` names, with ``heap`` its objects counted, with ``why`` who keeps some.
 
@@ -58,9 +59,8 @@ def resolve(
 
     ``native``: with the heap of the C library; without it as ``heap`` says. ``frames``:
     with native frames (:func:`diagtool.api.snapshot`). ``inventory``: the parts of ``diagtool.inventory``
-    that are taken; without it all. ``stacks``: False leaves out threads, tasks and objects. Raises TargetError or
-    StoreError.
-    ``keep`` is given the capture when it is decoded.
+    that are taken; without it all. ``stacks``: False leaves out threads, tasks and objects.
+    ``keep`` and ``look`` are given the capture when it is decoded. Raises TargetError or StoreError.
     ``output`` is where the result will be written: never in the place of a core, of which there is one only.
     """
     kind = kind_of(text)
@@ -83,6 +83,7 @@ def resolve(
             stacks=stacks,
             clone=clone,
             keep=keep,
+            look=look,
         )
     root = sysroot
     if root is None and kind == "live":

@@ -8,6 +8,9 @@ detaches it.
 gdb is never killed: it has breakpoints in the code of the process until memray is in, and a process that runs
 into one without gdb dies of it. An interrupt makes gdb take them out and let go. A process that does nothing
 never runs into one: it is not attached to before it does something.
+
+Sums by place are small, whatever the process does. Who wants to know where single blocks were allocated has
+every allocation written down, in a file that is watched: memray is detached before it gets too large.
 """
 
 from __future__ import annotations
@@ -22,11 +25,15 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGINT
 from typing import Any
 
-__all__ = ["NoRecord", "record"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["LiveBlocks", "NoRecord", "Recording", "record"]
 
 _READER = Path(__file__).with_name("memray_records.py")
 _ATTACH = 45.0  # seconds to attach; gdb reads symbols meanwhile
@@ -34,16 +41,119 @@ _PATIENCE = 15.0  # seconds to attach that are left to it when somebody gives up
 _LET_GO = 30.0  # seconds that gdb may take to let go
 _FINISH = 60.0  # seconds that the process may take to write what was recorded
 _LOOK = 0.2
+_READ_BLOCKS = 300.0  # seconds to read allocations one by one
+_LARGEST = 1 << 30  # bytes of a file of all allocations
+_PART = 4  # of the free room on its disk at most this part
 
 
 class NoRecord(Exception):
     """Nothing could be recorded; ``str()`` says why."""
 
 
-def record(pid: int, seconds: float) -> dict[str, list[dict[str, Any]]]:
-    """Watch a process for that long: tables ``memray`` and ``allocation_sites`` of what was not freed.
+@dataclass(frozen=True, slots=True)
+class LiveBlocks:
+    """Blocks that were not freed when the recording ended, sorted by address; parallel arrays.
 
-    Raises NoRecord. Whatever happens, memray is detached then, or detaches itself at the end of the time.
+    ``address``, ``size`` (as asked for), ``site`` (index into ``sites``). A site has the columns ``file``,
+    ``line``, ``function`` of the innermost frame, ``frames`` of Python and ``native`` ones inside of these
+    (where memray recorded them; [file, line, function], innermost first), ``allocator`` where it is no
+    ordinary one.
+    """
+
+    address: NDArray[np.uint64]
+    size: NDArray[np.uint64]
+    site: NDArray[np.int64]
+    sites: list[dict[str, Any]]
+
+
+@dataclass(slots=True)
+class Recording:
+    """A recording that is over, and being read by a process of its own. Close it.
+
+    ``tables``, ``blocks`` and ``notes`` are there when :meth:`wait` has returned: the tables ``memray`` and
+    ``allocation_sites`` of what was not freed, single blocks where these were asked for and could be read,
+    and what is missing, in words.
+    """
+
+    pid: int
+    file: Path
+    seconds: float
+    each: bool = False
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    blocks: LiveBlocks | None = None
+    notes: list[str] = field(default_factory=list)
+    _reader: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start to read it."""
+        command = [sys.executable, "-I", str(_READER), str(self.file), *(["blocks"] if self.each else [])]
+        self._reader = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    def wait(self) -> None:
+        """Wait until it is read. Raises NoRecord."""
+        end = time.monotonic() + (_READ_BLOCKS if self.each else _FINISH)
+        while True:
+            found, arrays = self._read(max(end - time.monotonic(), 1.0))
+            if "error" not in found:
+                break
+            if time.monotonic() > end:
+                raise NoRecord(f"what it recorded can't be read: {found['error']}")
+            if not os.path.exists(f"/proc/{self.pid}/stat"):  # noqa: PTH110
+                raise NoRecord(f"the process ended meanwhile ({found['error']})")
+            time.sleep(_LOOK)  # the process may not have written all of it
+        try:
+            self.tables = _tables(found, self.seconds)
+            if self.each:
+                self._take_blocks(found, arrays)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise NoRecord(f"what it recorded makes no sense: {error}") from None
+
+    def _take_blocks(self, found: dict[str, Any], arrays: bytes) -> None:
+        if "unread" in found:
+            self.notes.append(f"where single blocks were allocated is not known: {found['unread']}")
+            return
+        number = int(found["live"])
+        address = np.frombuffer(arrays, np.uint64, number)
+        size = np.frombuffer(arrays, np.uint64, number, 8 * number)
+        site = np.frombuffer(arrays, np.int32, number, 16 * number)
+        self.blocks = LiveBlocks(address, size, site.astype(np.int64), [_site(*p) for p in found["places"]])
+
+    def _read(self, seconds: float) -> tuple[dict[str, Any], bytes]:
+        if self._reader is None:
+            self.start()
+        process, self._reader = self._reader, None
+        assert process is not None
+        try:
+            said, _ = process.communicate(timeout=seconds)
+            line, _, rest = said.partition(b"\n")
+            found = json.loads(line)
+            return (found if isinstance(found, dict) else {"error": "no object"}), rest
+        except (OSError, ValueError, subprocess.TimeoutExpired, RecursionError) as error:
+            return {"error": str(error)[:200]}, b""
+        finally:
+            _end(process)
+
+    def close(self) -> None:
+        """End the reading, take the file away."""
+        process, self._reader = self._reader, None
+        if process is not None:
+            _end(process)
+        shutil.rmtree(self.file.parent, ignore_errors=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def record(pid: int, seconds: float, *, each: bool = False, native: bool = False) -> Recording:
+    """Watch a process for that long; returns when memray has stopped.
+
+    ``each``: single blocks are kept, too, ``native``: with the frames of C that led to them, which makes the
+    process slower still. Raises NoRecord. Whatever happens, memray is detached then, or detaches itself at
+    the end of the time.
     """
     obstacle = _obstacle(pid)
     if obstacle is not None:
@@ -51,19 +161,21 @@ def record(pid: int, seconds: float) -> dict[str, list[dict[str, Any]]]:
     start = time.monotonic()
     _wait_for_activity(pid, seconds)
     whole = max(1, round(seconds))
-    folder = _folder_of(pid)
+    recording = Recording(pid, _folder_of(pid) / "record", whole, each)
     try:
-        file = folder / "record"
-        _attach(pid, file, whole)
+        _attach(recording, whole, native)
         try:
-            found = _when_complete(pid, file, whole)
+            _when_complete(recording, whole)
         except BaseException:
-            if not _written(file):  # else it has stopped already
+            if not _written(recording):  # else it has stopped already
                 _detach(pid)
             raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return _tables(found, time.monotonic() - start)
+        recording.seconds = time.monotonic() - start
+        recording.start()
+    except BaseException:
+        recording.close()
+        raise
+    return recording
 
 
 def _obstacle(pid: int) -> str | None:
@@ -108,9 +220,11 @@ def _folder_of(pid: int) -> Path:
     return folder
 
 
-def _attach(pid: int, file: Path, seconds: int) -> None:
-    options = ["--aggregate", "--no-compress", "--trace-python-allocators", "--duration", str(seconds)]
-    done = _memray("attach", *options, "-o", str(file), str(pid))
+def _attach(recording: Recording, seconds: int, native: bool) -> None:
+    options = ["--no-compress", "--trace-python-allocators", "--duration", str(seconds)]
+    options += [] if recording.each else ["--aggregate"]
+    options += ["--native"] if native else []
+    done = _memray("attach", *options, "-o", str(recording.file), str(recording.pid))
     if done is None:
         raise NoRecord(f"it was not attached within {_ATTACH:.0f} s")
     if done.returncode:
@@ -168,42 +282,53 @@ def _interrupt_debugger(parent: int) -> None:
             os.kill(int(child), SIGINT)
 
 
-def _when_complete(pid: int, file: Path, seconds: int) -> dict[str, Any]:
-    """What was recorded, once the process has written it: not before the time is over."""
-    end = time.monotonic() + seconds + _FINISH
-    why = "nothing was written"
+def _when_complete(recording: Recording, seconds: int) -> None:
+    """Wait until the process has written what was recorded: not before the time is over, or room is."""
+    pid, start = recording.pid, time.monotonic()
+    end = start + seconds + _FINISH
+    most = _largest(recording.file)
     while time.monotonic() < end:
         there = os.path.exists(f"/proc/{pid}/stat")  # noqa: PTH110
-        if _written(file):
-            found = _sums(file)
-            if "error" not in found:
-                return found
-            why = found["error"]
+        if _written(recording):
+            return
         if not there:
-            raise NoRecord(f"the process ended meanwhile ({why})")
+            raise NoRecord("the process ended meanwhile")
+        if recording.each and not recording.notes and _size(recording.file) > most:
+            after = f"{time.monotonic() - start:.0f} s"
+            recording.notes.append(f"memray was stopped after {after}: it had recorded {most >> 20:,} MiB")
+            _detach(pid)
         time.sleep(_LOOK)
-    raise NoRecord(f"what it recorded can't be read: {why}")
+    raise NoRecord("what it recorded was not written to its end")
 
 
-# It is empty until it is complete.
-def _written(file: Path) -> bool:
+def _largest(file: Path) -> int:
+    try:
+        return min(_LARGEST, shutil.disk_usage(file.parent).free // _PART)
+    except OSError:
+        return _LARGEST
+
+
+def _size(file: Path) -> int:
     try:
         found = file.lstat()
     except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+
+# Sums are written at the end: until then the file is empty. Where all is written it is open until the end.
+def _written(recording: Recording) -> bool:
+    if not _size(recording.file):
         return False
-    return stat.S_ISREG(found.st_mode) and found.st_size > 0
-
-
-def _sums(file: Path) -> dict[str, Any]:
-    command = [sys.executable, "-I", str(_READER), str(file)]
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_FINISH, check=False
-        )
-        found: dict[str, Any] = json.loads(done.stdout)
-    except (OSError, ValueError, subprocess.TimeoutExpired, RecursionError) as error:
-        return {"error": str(error)[:200]}
-    return found
+    if not recording.each:
+        return True
+    folder, path = f"/proc/{recording.pid}/fd", str(recording.file)
+    with suppress(OSError):
+        for fd in os.listdir(folder):  # noqa: PTH208
+            with suppress(OSError):
+                if os.readlink(f"{folder}/{fd}") == path:  # noqa: PTH115
+                    return False
+    return True
 
 
 def _said(output: str) -> str:
@@ -228,3 +353,9 @@ def _tables(found: dict[str, Any], seconds: float) -> dict[str, list[dict[str, A
         "memray": [{**summary, "seconds": round(found["seconds"] or seconds, 1)}],
         "allocation_sites": rows,
     }
+
+
+def _site(kind: str, frames: list[list[Any]], native: list[list[Any]]) -> dict[str, Any]:
+    file, line, function = (frames or native or [[None, None, None]])[0]
+    site = {"source": "memray", "file": file, "line": line, "function": function, "frames": frames}
+    return {**site, "native": native, **({"allocator": kind} if kind else {})}

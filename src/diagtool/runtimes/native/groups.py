@@ -34,10 +34,13 @@ def grouped(
     address: U64,
     size: U64,
     links: tuple[NDArray[np.int64], NDArray[np.int64]],
-) -> list[UnreachableGroup]:
-    """Groups, the one with most bytes first. ``links``: (source, target) of pointers between the blocks."""
+) -> tuple[list[UnreachableGroup], NDArray[np.int64]]:
+    """Groups, the one with most bytes first, and for each block the index of its own.
+
+    ``links``: (source, target) of pointers between the blocks.
+    """
     if not len(address):
-        return []
+        return [], np.zeros(0, dtype=np.int64)
     heads = np.ones(len(address), dtype=np.bool_)
     heads[links[1]] = False
     words = memory.load(address)[0]
@@ -80,7 +83,10 @@ def grouped(
                 examples=tuple(address[rows[:_EXAMPLES]].tolist()),
             )
         )
-    return sorted(out, key=lambda g: (-g.bytes, g.size, g.library or ""))
+    ranked = sorted(range(len(out)), key=lambda i: (-out[i].bytes, out[i].size, out[i].library or ""))
+    rank = np.empty(len(out), dtype=np.int64)
+    rank[ranked] = np.arange(len(out))
+    return [out[i] for i in ranked], rank[kinds]
 
 
 # For blocks that don't begin with a pointer into a module: the module (by number) into which one begins that

@@ -12,12 +12,14 @@ __all__ = [
     "CACHED",
     "FAST",
     "FREE",
+    "LOST",
     "MMAPPED",
     "USED",
     "ArenaTotals",
     "Blocks",
     "ForeignAllocator",
     "Fragmentation",
+    "LostBlocks",
     "NativeHeap",
     "SizeClass",
     "UnreachableGroup",
@@ -27,6 +29,8 @@ __all__ = [
 USED, FREE, FAST, CACHED = range(4)
 #: The "arena" of a block that has a mapping of its own.
 MMAPPED = -1
+#: Where LostBlocks are, among what a capture has found (``Capture.found``).
+LOST = "lost blocks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,20 @@ class UnreachableGroup:
         if not begins and self.holds:
             begins = f"with data of {self.holds.rpartition('/')[2]}"
         return f"blocks of {self.size:,} bytes" + (f" ({begins})" if begins else "")
+
+
+@dataclass(frozen=True, slots=True)
+class LostBlocks:
+    """All unreachable blocks, sorted by address; parallel arrays.
+
+    ``address``, ``usable``: see Blocks. ``mapped``: it has a mapping of its own. ``group``: index of the row
+    of ``native_unreachable`` that it is in, -1 where that was left out.
+    """
+
+    address: NDArray[np.uint64]
+    usable: NDArray[np.uint64]
+    mapped: NDArray[np.bool_]
+    group: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
