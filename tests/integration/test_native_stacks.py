@@ -84,6 +84,52 @@ def test_python_frames_stand_between_native_ones_in_the_order_of_their_calls(
     assert between[caller] - between[key] > 1
 
 
+SUBINTERPRETER = """
+import os, signal, threading, time
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+
+CODE = (
+    "import os, time\\n"
+    "def deep(n):\\n"
+    "    if n: return deep(n - 1)\\n"
+    "    os.write(%d, b'x')\\n"
+    "    time.sleep(3000)\\n"
+    "deep(3)\\n"
+)
+
+def run():
+    run_in = getattr(interpreters, "run_string", None) or interpreters.exec
+    run_in(interpreters.create(), CODE % writer)
+
+reader, writer = os.pipe()
+threading.Thread(target=run, daemon=True, name="caller").start()
+os.read(reader, 1)
+time.sleep(0.1)
+print("READY", os.getpid(), flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("interpreter", [i for i in SOME if i.minor < 14], ids=str)
+def test_frames_of_a_subinterpreter_stand_above_those_of_its_caller(
+    interpreter: Interpreter, tmp_path: Path
+) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(SUBINTERPRETER)
+    with launch(path, interpreter=interpreter) as program:
+        snapshot = diagtool.snapshot(program.pid, inventory=())
+    (names,) = {
+        tuple(f.function.rpartition(".")[2] for f in s.merged if f.language == "python")
+        for s in snapshot
+        if s.kind == "thread" and any(f.function == "deep" for f in s.merged)
+    }
+    assert names == ("deep",) * 4 + ("<module>", "run", "run", "_bootstrap_inner", "_bootstrap")
+
+
 @pytest.mark.parametrize("interpreter", SOME[:2], ids=str)
 def test_a_core_has_the_same_stacks(interpreter: Interpreter, nested: Path, tmp_path: Path) -> None:
     with launch(nested, interpreter=interpreter) as program:

@@ -52,7 +52,8 @@ def decode_threads(ctx: Context, interpreters: list[Interpreter]) -> list[Thread
 def _merged(ctx: Context, interpreters: list[Interpreter]) -> dict[int, int]:
     """By tid the trace with native frames between those of Python."""
     runs: dict[int, list[PythonRun]] = {tid: [] for tid in ctx.native}
-    for interpreter in interpreters:
+    # Where nothing tells the order (3.9), a subinterpreter is taken to be called by the one that made it.
+    for interpreter in reversed(interpreters):
         for thread in interpreter.threads:
             # One kernel thread may be at work for several interpreters, one within the other.
             mine = runs.get(thread.captured.tid) if thread.captured is not None else None
