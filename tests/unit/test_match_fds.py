@@ -77,10 +77,17 @@ def told(snapshots: list[Snapshot]) -> list[tuple[str | None, str, int]]:
 CLOSED: Row = {**CLIENT, "state": "CLOSE_WAIT"}
 BOTH: Row = {**PIPE, "ends": [11]}
 
+NUMBERS = {"number": False}
 #: One look: rows, template, verdict, count.
 ONE: dict[str, tuple[list[Row], str, int]] = {
     "one file, opened again and again": (many(LOST, 200), "descriptors-without-owner", 200),
     "pipes": (many(BOTH, 400), "descriptors-without-owner", 400),
+    "numbers that nobody keeps": (many({**BOTH, **NUMBERS}, 400), "descriptors-without-owner", 400),
+    "numbers that exist by chance": (
+        [{**row, "number": row["fd"] % 20 > 0} for row in many(BOTH, 400)],
+        "descriptors-without-owner",
+        400,
+    ),
     "connections that the other side has closed": (many(CLOSED, 100), "sockets-in-close-wait", 100),
     "a log": (many({**LOG, "allocated": 10_000_000}, 1), "deleted-file-written", 10_000_000),
     "temporary files": (
@@ -111,6 +118,10 @@ HEALTHY: dict[str, list[list[Row]]] = {
     "nobody looked who owns them": [many({**LOST, "owned": None}, n) for n in (100, 500, 900)],
     "tables of a database in C": [many(LOST, n, name="/db/{}.sst") for n in (100, 500, 900)],
     "clients of a server in C": [many(UPLOAD, n, remote="10.0.0.2:{}") for n in (100, 500, 900)],
+    "numbers that Python keeps": [
+        [{**row, **({"number": True} if row["fd"] > 256 else {})} for row in many(BOTH, n)]
+        for n in (300, 600, 900)
+    ],
     "a few of a library's own": [many({**PIPE, "kind": "eventfd", "name": ""}, 40)] * 3,
     "a GPU's device": [many({**LOST, "kind": "device", "detail": "NVIDIA"}, n) for n in (100, 500, 900)],
     "memory of a library": [many({**LOST, "kind": "memfd"}, n) for n in (100, 500, 900)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 __all__ = ["name_groups"]
@@ -12,6 +13,7 @@ Row = dict[str, Any]
 _NUMBERS = re.compile(r"\d+")
 _MOST_NAMES = 8  # files of one folder and ending that are told apart; more of them are one group
 _LONGEST = 200
+_MANY, _NEARLY_ALL = 64, 0.98
 #: Not memory, nor devices of which drivers open many.
 _LOSABLE = ("socket", "pipe", "eventfd", "epoll", "timerfd", "signalfd", "inotify", "fanotify", "pidfd")
 
@@ -43,6 +45,20 @@ def name_groups(rows: list[Row]) -> None:
         row["alike"] = _alike(row) if row.get("owned") is False else None
         if "owner_text" in row and (row.get("deleted") or row.get("state") == "CLOSE_WAIT"):
             row["held_by"] = [row["owner_text"]]
+    _leave_out_kept(rows)
+
+
+def _leave_out_kept(rows: list[Row]) -> None:
+    """Numbers that Python keeps are not lost: where that is so of nearly all alike ones, none is said to be.
+
+    Small numbers always exist, and others by chance: so it takes many, and nearly all.
+    """
+    told: Counter[str] = Counter(r["alike"] for r in rows if r["alike"] is not None and "number" in r)
+    kept = Counter(r["alike"] for r in rows if r["alike"] is not None and r.get("number"))
+    for row in rows:
+        alike = row["alike"]
+        if alike is not None and told[alike] >= _MANY and kept[alike] >= _NEARLY_ALL * told[alike]:
+            row["alike"] = None
 
 
 def _alike(row: Row) -> str | None:
