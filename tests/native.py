@@ -8,6 +8,7 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -116,3 +117,23 @@ def ended_waits(program: Program) -> dict[str, list[int]]:
         kind, *numbers = line.split()
         out[kind] = [int(n) for n in numbers]
     return out
+
+
+@contextlib.contextmanager
+def halted(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A diagtool that ``program`` (Python) has brought to a step, where it stands until it gets a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "STARTED\n"
+        assert process.stdout.readline() == "HALTED\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()

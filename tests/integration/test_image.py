@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -77,23 +77,9 @@ STEPS = {
 }
 
 
-@contextmanager
-def halted(step: str, pid: int) -> Iterator[subprocess.Popen[str]]:
+def halted(step: str, pid: int) -> AbstractContextManager[subprocess.Popen[str]]:
     """A diagtool that has come to a step and stands there."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HALTS, *map(str, STEPS[step]), str(pid)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "STARTED\n"
-        assert process.stdout.readline() == "HALTED\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    return native.halted(HALTS, *map(str, STEPS[step]), str(pid))
 
 
 def children(pid: int) -> list[int]:

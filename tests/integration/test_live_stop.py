@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 
 import pytest
 
@@ -58,24 +58,9 @@ print("DONE", flush=True)
 STEPS = ["seized", "half interrupted", "interrupted", "held", "half let go"]
 
 
-@contextmanager
-def halted(step: str, pid: int) -> Iterator[subprocess.Popen[str]]:
+def halted(step: str, pid: int) -> AbstractContextManager[subprocess.Popen[str]]:
     """A diagtool that has come to a step of the stop and stands there."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HALTS, step, str(pid)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "STARTED\n"
-        assert process.stdout.readline() == "HALTED\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    return native.halted(HALTS, step, str(pid))
 
 
 def of_all_threads(pid: int, name: str) -> set[str]:
