@@ -184,7 +184,8 @@ def test_a_core_of_gcore_knows_python_and_says_what_it_does_not_know(
 def test_the_process_is_not_changed_by_being_asked(thief: Running) -> None:
     def status() -> list[str]:
         text = Path(f"/proc/{thief.pid}/status").read_text()
-        return [line for line in text.splitlines() if line.startswith(("Sig", "Shd"))]
+        wanted = ("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt")
+        return [line for line in text.splitlines() if line.startswith(wanted)]
 
     before = status()
     for _ in range(3):

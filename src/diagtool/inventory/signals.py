@@ -32,6 +32,8 @@ SIGINT, SIGQUIT, SIGKILL, SIGSEGV, SIGPIPE, SIGCHLD = 2, 3, 9, 11, 13, 17
 _FATAL = {4, 6, 7, 8, 11}  # those that faulthandler.enable() takes
 _OF_LIBC = {32, 33}
 _MAX_TIDS = 64  # that a row names
+#: All that can be blocked by a program (sigfillset of glibc): threads of libraries that shall take no signal.
+_ALL = (1 << 64) - 1 & ~sum(1 << number - 1 for number in (SIGKILL, 19, 32, 33))
 #: include/uapi/asm-generic/signal-defs.h, without what every handler has (SA_RESTORER).
 _FLAGS = {
     0x1: "SA_NOCLDSTOP",
@@ -65,7 +67,8 @@ class _Known:
 def add(capture: Capture, snapshot: Snapshot) -> None:
     """Add the tables. ``signal_state`` has ``handlers`` (are their addresses known), ``why_not``, ``doubt``
     (signals with a function in Python of which it is not known whether it is still called), ``wakeup_fd`` and
-    what that is, and of faulthandler ``enabled`` and ``dump_later``."""
+    what that is, of faulthandler ``enabled`` and ``dump_later``, and ``block_all``: tids of threads that
+    block every signal, which are not named in the rows of ``signals``."""
     known = _known(capture, snapshot)
     rows = [row for number in _numbers(known) if (row := _row(known, number)) is not None]
     state = known.state
@@ -91,6 +94,7 @@ def add(capture: Capture, snapshot: Snapshot) -> None:
             "faulthandler": state.get("faulthandler"),
             "dump_later": state.get("dump_later"),
             "threads": len(capture.threads),
+            "block_all": [t for t, mask in known.masks.blocked.items() if mask & _ALL == _ALL][:_MAX_TIDS],
         }
     ]
     snapshot.tables["alternate_stacks"] = alternate_stacks(capture, state, rows)
@@ -138,7 +142,7 @@ def _numbers(known: _Known) -> Iterable[int]:
     """Signals that there is anything to say of."""
     masks = known.masks
     seen = {SIGPIPE, SIGCHLD, *bits(masks.caught), *bits(masks.ignored), *bits(masks.pending)}
-    for mask in (*masks.blocked.values(), *masks.thread_pending.values()):
+    for mask in {*masks.blocked.values(), *masks.thread_pending.values()}:
         seen |= set(bits(mask))
     seen |= {n for n, row in known.python.items() if row["kind"] != "default" or row["faulthandler"]}
     seen |= {n for n, action in (known.actions or {}).items() if action.handler > 1 or action.flags & 2}
@@ -181,6 +185,7 @@ def _row(known: _Known, number: int) -> Row | None:
     row["text"] = _text(row)
     row |= _for_templates(known, row)
     nothing = disposition in ("default", None) and not row["blocked_in"] and not row["pending"]
+    nothing &= not row["blocked_all"]
     plain = row["python_kind"] in (None, "default") and not row["faulthandler"] and not row["flags"]
     if nothing and plain and row["deadly"] is None:
         return None
@@ -284,10 +289,11 @@ def _blocked(known: _Known, number: int) -> Row:
     masks, bit = known.masks, 1 << number - 1
     main = known.capture.process.pid
     tids = sorted(tid for tid, mask in masks.blocked.items() if mask & bit)
+    some = [tid for tid in tids if masks.blocked[tid] & _ALL != _ALL]
     pending = sorted(tid for tid, mask in masks.thread_pending.items() if mask & bit)
     return {
-        "blocked": len(tids),
-        "blocked_in": tids[:_MAX_TIDS],
+        "blocked": len(some),
+        "blocked_in": some[:_MAX_TIDS],
         "blocked_all": bool(tids) and len(tids) == len(masks.blocked),
         "blocked_main": main in tids,
         "pending_in": pending[:_MAX_TIDS],
@@ -316,10 +322,10 @@ def _judged(known: _Known, row: Row, py: Row | None) -> Row:
         else:
             # system(3) ignores both while a command runs.
             out["agrees"] = None if known.commands and number in (SIGINT, SIGQUIT) else False
+    elif kind == "default" and disposition == "handler":
+        return out  # libraries may take what Python has no function for
     elif kind in ("default", "ignored"):
-        out["agrees"] = disposition == kind or (
-            kind == "default" and row["owner"] in ("faulthandler", "libc")
-        )
+        out["agrees"] = disposition == kind
     if out["agrees"] is False:
         out["replaced"] = disposition
         kept = _kept(known, row)

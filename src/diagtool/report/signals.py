@@ -88,6 +88,8 @@ def _state(snapshot: Snapshot) -> Row:
     out["dump_later"] = later if isinstance(later, (int, float)) and 0 <= later < 1e10 else None
     doubt = raw.get("doubt")
     out["doubt"] = [d for d in doubt if isinstance(d, str)] if isinstance(doubt, list) else []
+    deaf = raw.get("block_all")
+    out["block_all"] = [d for d in deaf if _whole(d)] if isinstance(deaf, list) else []
     return out
 
 
@@ -182,16 +184,20 @@ def _notes(row: Row, state: Row, view: View) -> Iterator[str]:
         yield f"replaced{by}{kept}"
     elif row["agrees"] is False:
         yield "not what Python believes"
+    elif row["python_kind"] == "default" and row["owner"] in ("library", "callback"):
+        yield "taken by a library; Python has no function for it"
     if row["by_loop"]:
         yield "called by an event loop"
     if row["faulthandler"] == "user":
         yield "faulthandler writes tracebacks" + (
             ", then calls the handler before it" if row["chain"] else ""
         )
-    if row["blocked"]:
+    if row["blocked"] or row["blocked_all"] or row["blocked_main"]:
         threads = state["threads"] or 0
         where = "all threads" if row["blocked_all"] else f"{row['blocked']:,} of {threads:,} threads"
         main = ", the main thread among them" if row["blocked_main"] and not row["blocked_all"] else ""
+        if not row["blocked"] and not row["blocked_all"]:
+            where, main = "the main thread", ""  # which blocks all
         tids = f": {', '.join(map(str, row['blocked_in'][:16]))}" if view.verbose else ""
         yield f"blocked in {where}{main}{tids}" + ("; somebody waits for it" if row["awaited"] else "")
     if row["pending"]:
@@ -212,6 +218,10 @@ def _around(snapshot: Snapshot, state: Row, view: View) -> Iterator[Line]:
     if state["wakeup_fd"] is not None:
         fd, what = state["wakeup_fd"], state["wakeup"]
         texts.append(("wakeup fd", "none" if fd < 0 else f"{fd}" + (f" ({what})" if what else "")))
+    if state["block_all"]:
+        tids = state["block_all"]
+        many = ", ".join(map(str, tids if view.verbose else tids[:8])) + (" …" if len(tids) > 8 else "")
+        texts.append(("block all", f"{count(len(tids), 'thread')}: {many}"))
     for row in _dicts(snapshot, "alternate_stacks"):
         whose = " (faulthandler's)" if row.get("owner") == "faulthandler" else ""
         bad = {"gone": ", where no memory is", "shared": ", used by others, too", "small": ", too small"}
