@@ -114,7 +114,7 @@ class Recording:
         if "unread" in found:
             self.notes.append(f"where single blocks were allocated is not known: {found['unread']}")
             return
-        number = int(found["live"])
+        number = max(int(found["live"]), 0)
         address = np.frombuffer(arrays, np.uint64, number)
         size = np.frombuffer(arrays, np.uint64, number, 8 * number)
         site = np.frombuffer(arrays, np.int32, number, 16 * number)

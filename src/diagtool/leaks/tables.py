@@ -10,6 +10,7 @@ from diagtool.leaks.condition import Resolve, all_hold
 from diagtool.leaks.evidence import filled
 from diagtool.leaks.facts import Facts
 from diagtool.leaks.model import Finding, Trend, WaitingOn
+from diagtool.leaks.places import recorded_at
 from diagtool.leaks.series import LEAST_GROWTH, LEAST_RATIO, Course
 from diagtool.leaks.template import Rule, TablePattern, Template
 from diagtool.snapshot.model import Snapshot
@@ -106,6 +107,9 @@ def _judge(
     if course is not None and resolve("grew"):
         evidence.append("their number grew: " + ", ".join(f"{c:,}" for c in group.counts))
     first = rows[0]
+    created, said = recorded_at(first, _count(template.match, first))
+    if said is not None:
+        evidence.append(said)
     address = first.get("address")
     held = first.get("held_by")
     thing = (
@@ -124,6 +128,7 @@ def _judge(
         waiting_on=thing,
         bytes=sum(r["bytes"] for r in rows if isinstance(r.get("bytes"), int)) if size is not None else None,
         age_seconds=course.seconds[-1] if course is not None and course.seconds[-1] >= 0 else None,
+        created_by=created,
         held_by=tuple(held) if isinstance(held, list) else (),
         evidence=tuple(evidence),
         cause=template.cause,

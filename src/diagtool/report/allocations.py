@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diagtool.leaks.model import is_own
@@ -18,7 +18,7 @@ from diagtool.report.terminal import View, about, place, warnings
 from diagtool.report.text import Line, cells, clean, count, cut, size, wrap
 from diagtool.snapshot.model import Frame, Snapshot
 
-__all__ = ["LIMIT", "AllocationSite", "document", "has_sites", "lines", "sites"]
+__all__ = ["LIMIT", "AllocationSite", "document", "has_sites", "lines", "site_of_row", "sites"]
 
 #: Sites shown when nobody asks for another number.
 LIMIT = 20
@@ -44,6 +44,7 @@ class AllocationSite:
     depth: int = 0  # frames that there were; more than were kept
     sites: int = 0  # so many sites in one row, without frames
     allocator: str = ""  # mmap and the like; none for the ordinary ones
+    native: list[Frame] = field(default_factory=list)  # those of C within the first one of Python
 
 
 def has_sites(snapshot: Snapshot) -> bool:
@@ -56,7 +57,7 @@ def sites(snapshot: Snapshot, pattern: str | None = None) -> list[AllocationSite
 
     ``pattern``: only objects of types of this name (see ``heap.matches``), in count and bytes, too.
     """
-    found = [s for s in map(_site, snapshot.tables.get("allocation_sites", ())) if s is not None]
+    found = [s for s in map(site_of_row, snapshot.tables.get("allocation_sites", ())) if s is not None]
     if pattern is not None:
         for site in found:
             site.types = [t for t in site.types if matches(t[0], pattern)]
@@ -220,7 +221,8 @@ def _number(value: Any) -> int | None:
     return value if fine else None
 
 
-def _site(row: dict[str, Any]) -> AllocationSite | None:
+def site_of_row(row: dict[str, Any]) -> AllocationSite | None:
+    """The site that a row tells of; None where it makes no sense."""
     number, amount = _number(row.get("count")), _number(row.get("bytes"))
     source, types, frames = row.get("source"), row.get("types", []), row.get("frames", [])
     if number is None or amount is None or not isinstance(source, str):
@@ -237,7 +239,13 @@ def _site(row: dict[str, Any]) -> AllocationSite | None:
         _number(row.get("depth")) or 0,
         _number(row.get("sites")) or 0,
         str(row.get("allocator") or "")[:40],
+        _native(row.get("native")),
     )
+
+
+def _native(value: Any) -> list[Frame]:
+    told = map(_frame, value) if isinstance(value, list) else ()
+    return [replace(f, language="native") for f in told if f is not None]
 
 
 # [file, line], or [file, line, function].

@@ -13,13 +13,17 @@ unreachable: 1,000 blocks, 1.0 MB: no pointer leads to them any more
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from diagtool.report import nativesites
 from diagtool.report.checked import checked_rows
 from diagtool.report.terminal import View, about, warnings
 from diagtool.report.text import Line, cells, clean, count, cut, size, wrap
 from diagtool.snapshot.model import Snapshot
+
+if TYPE_CHECKING:
+    from diagtool.report.allocations import AllocationSite
 
 __all__ = ["LIMIT", "document", "has_native", "lines"]
 
@@ -115,6 +119,10 @@ def document(snapshot: Snapshot) -> dict[str, Any] | None:
     out["fragmentation"] = parts if parts["ratio"] is not None else None
     for name in ("arenas", "sizes", "unreachable", "foreign"):
         out[name] = [_hex(row) for row in rows(snapshot, f"native_{name}")]
+    sites = nativesites.allocated(snapshot)
+    for row, told in zip(rows(snapshot, "native_unreachable"), out["unreachable"], strict=True):
+        found = None if sites is None else sites.get(row["example"], [])
+        told["allocated"] = None if found is None else nativesites.documents(found)
     out["warnings"] = _said(snapshot)
     return out
 
@@ -250,14 +258,20 @@ def _unreachable(snapshot: Snapshot, totals: _Row, limit: int, view: View) -> It
         if totals["damaged"]:
             text = "The heap is damaged: they may be in reach of what could not be followed, and not be lost."
             yield from _paragraph(text, view)
-    yield from _groups(lost, limit, view, _begins_with)
+    yield from _groups(lost, limit, view, _begins_with, nativesites.allocated(snapshot) or {})
     if known:
         blocks, amount = sum(r["count"] for r in known), sum(r["bytes"] for r in known)
         yield [(f"known, and no leak: {count(blocks, 'block')}, {size(amount)}", "")]
         yield from _groups(known, limit, view, lambda row: f"{_begins_with(row)} ({row['known']})")
 
 
-def _groups(groups: Sequence[_Row], limit: int, view: View, say: Callable[[_Row], str]) -> Iterator[Line]:
+def _groups(
+    groups: Sequence[_Row],
+    limit: int,
+    view: View,
+    say: Callable[[_Row], str],
+    sites: Mapping[int, Sequence[AllocationSite]] | None = None,
+) -> Iterator[Line]:
     shown = groups if view.verbose else groups[:limit]
     numbers = [(f"{r['count']:,}", size(r["bytes"])) for r in shown]
     widths = [max((cells(n[i]) for n in numbers), default=0) for i in range(2)]
@@ -266,6 +280,8 @@ def _groups(groups: Sequence[_Row], limit: int, view: View, say: Callable[[_Row]
         yield [(text, "count"), (cut(clean(say(row)), max(view.width - cells(text), 30)), "")]
         if view.verbose and row["example"] is not None:
             yield [(" " * cells(text) + f"for one, the block at {row['example']:#x}", "label")]
+        for said in nativesites.lines((sites or {}).get(row["example"], ()), row["count"], view):
+            yield [(" " * cells(text) + cut(said, max(view.width - cells(text), 30)), "label")]
     rest = groups[len(shown) :]
     if rest:
         yield [
