@@ -5,6 +5,7 @@ Every program of tests/fixture_programs.py runs in all its modes; each is looked
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,9 +46,13 @@ CATALOGUE = {t.id: t.catalogue for t in builtin()}
 JUDGED = [f for f in FIXTURES.values() if (f.template or f.kind == "idle") and not f.heap and not f.native]
 
 
-def snapshot(program: Running) -> Snapshot:
+#: With native frames, as `diagtool leaks` looks at them, on one version, or on all if asked: they take time.
+WITH_FRAMES = "all" if os.environ.get("DIAGTOOL_TEST_FRAMES") == "all" else "3.12"
+
+
+def snapshot(program: Running, interpreter: Interpreter) -> Snapshot:
     with capture_live(program.pid) as capture:
-        return decode(capture)
+        return decode(capture, frames=WITH_FRAMES in ("all", interpreter.version))
 
 
 def told(findings: tuple[Finding, ...]) -> str:
@@ -71,11 +76,11 @@ def complaint(fixture: Fixture, mode: str, interpreter: Interpreter) -> str | No
     """What is wrong with the report about one program; None when nothing is, or it can't run here."""
     try:
         with launch(fixture, mode, interpreter) as program:
-            findings = find_leaks([snapshot(program)]).findings
+            findings = find_leaks([snapshot(program, interpreter)]).findings
             if mode in fixture.leak_modes:
                 deadline = time.monotonic() + LATE_WITHIN * ((fixture.name, mode) in LATE)
                 while not any(is_it(fixture, mode, f) for f in findings) and time.monotonic() < deadline:
-                    findings = find_leaks([snapshot(program)]).findings
+                    findings = find_leaks([snapshot(program, interpreter)]).findings
                 if not any(is_it(fixture, mode, f) for f in findings):
                     return f"{mode}: no finding of {fixture.template}, but {told(findings)}"
             elif mode in fixture.ambiguous_modes:
@@ -114,10 +119,10 @@ def series(
     """Findings over two snapshots, between which the program may make N more of the same; None: can't run."""
     try:
         with launch(fixture, mode, interpreter) as program:
-            before = snapshot(program)
+            before = snapshot(program, interpreter)
             if grow:
                 program.grow()
-            return find_leaks([before, snapshot(program)]).findings
+            return find_leaks([before, snapshot(program, interpreter)]).findings
     except FixtureSkipped:
         return None
 
