@@ -48,6 +48,28 @@ def test_the_report_is_the_one_that_the_design_shows() -> None:
     )
 
 
+def test_warnings_that_differ_in_numbers_only_are_folded() -> None:
+    alike = [f"the frame at {1 << 40 | i:#x} can't be read: {i:,} bytes are missing" for i in range(5000)]
+    texts = (
+        "the core is cut off",
+        *alike[:2000],
+        "a page was missing",
+        *alike[2000:],
+        "1 of 2",
+        "3 of 4",
+        "5 of 6",
+    )
+    for view in (View(), View(verbose=True)):
+        text = shown(dataclasses.replace(report(), warnings=texts), view)
+        assert text.count("the frame at") == 2
+        assert "(and 4,998 more like this one)" in " ".join(text.split())
+        assert text.count("warning: ") == (7 if view.verbose else 5)
+        assert ("more (-v)" in text) == (not view.verbose)
+    few = shown(dataclasses.replace(report(), warnings=tuple(alike[:3])), View())
+    assert few.count("the frame at") == 3
+    assert "like this one" not in few
+
+
 def test_since_when_by_whom_and_why_are_said() -> None:
     text = shown(report(trend=TREND, age_seconds=90000.0))
     assert "since    waiting for up to 3 min 20 s, the oldest is 1 d 1 h old\n" in text

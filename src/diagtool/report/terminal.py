@@ -16,6 +16,7 @@ Readable in 80 columns and without colour.
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,8 @@ MAX_FRAMES_VERBOSE = 1000
 _LIBRARY_FRAMES = 3
 
 _MAX_WARNINGS = 5
+_MAX_ALIKE = 3  # warnings that differ in numbers only
+_NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d[\d,.]*")
 _MAX_EVIDENCE = 4
 
 _INDENT = " " * 8
@@ -168,15 +171,30 @@ def about(target: Target, pause_ms: float | None) -> str:
 
 
 def warnings(texts: Sequence[str], view: View) -> Iterator[Line]:
-    """What could not be read, then an empty line."""
-    shown = texts if view.verbose else texts[:_MAX_WARNINGS]
-    for text in shown:
-        for i, part in enumerate(wrap(clean(text, 1000), view.width - 9)):
+    """What could not be read, then an empty line. Of those that differ in numbers only, the first few."""
+    folded = _folded(texts)
+    shown = folded if view.verbose else folded[:_MAX_WARNINGS]
+    for text, more in shown:
+        text = clean(text, 1000) + (f" (and {more:,} more like this one)" if more else "")
+        for i, part in enumerate(wrap(text, view.width - 9)):
             yield [("warning: " if not i else " " * 9, "warning"), (part, "")]
-    if len(texts) > len(shown):
-        yield [(f"… {count(len(texts) - len(shown), 'warning')} more (-v)", "warning")]
+    if len(folded) > len(shown):
+        yield [(f"… {count(len(folded) - len(shown), 'warning')} more (-v)", "warning")]
     if texts:
         yield []
+
+
+def _folded(texts: Sequence[str]) -> list[tuple[str, int]]:
+    """(warning, how many more like it are not shown), in their order."""
+    alike: dict[str, list[str]] = {}
+    for text in texts:
+        alike.setdefault(_NUMBER.sub("#", text), []).append(text)
+    out: list[tuple[str, int]] = []
+    for same in alike.values():
+        shown = same if len(same) <= _MAX_ALIKE else same[: _MAX_ALIKE - 1]
+        out += [(text, 0) for text in shown[:-1]]
+        out.append((shown[-1], len(same) - len(shown)))
+    return out
 
 
 def _finding(finding: Finding, view: View) -> Iterator[Line]:
