@@ -19,16 +19,13 @@ from diagtool.leaks.condition import Condition
 from diagtool.leaks.model import is_own
 from diagtool.leaks.owners import cycles, owners
 from diagtool.leaks.pattern import FrameIndex, FramePattern
+from diagtool.leaks.timeouts import timeouts_left
 from diagtool.snapshot.model import KIND, STATE, Snapshot
 
 Rows = NDArray[np.intp]
 
-#: Steps from stack to stack that are followed.
-MAX_STEPS = 10_000
-
 _WORKER = FramePattern.parse("concurrent/futures/thread.py:_worker")
 _JOB = FramePattern.parse("concurrent/futures/thread.py:_WorkItem.run")
-_WAIT_FOR = FramePattern.parse("asyncio/tasks.py:wait_for")
 _LOOP = FramePattern.parse("asyncio/base_events.py:BaseEventLoop.run_forever")
 #: Waits of a main thread that has nothing to do any more.
 _MAIN_WAITS = (
@@ -189,34 +186,8 @@ class Facts:
 
     @cached_property
     def timeout_left(self) -> NDArray[np.float64]:
-        """Seconds until a timer ends each stack's wait; NaN: no timer. Who is awaited by a stack that a
-        timer ends counts as ended with it: the doubt speaks for a healthy program."""
-        s = self.snapshot.stacks
-        left = np.full(len(s), np.nan)
-        for row in self.table("timeouts"):
-            at, seconds = row.get("stack"), row.get("left")
-            if isinstance(at, int) and 0 <= at < len(left) and isinstance(seconds, (int, float)):
-                left[at] = seconds
-        of_thing = np.full(len(self.snapshot.things) + 1, np.nan)  # the last one: of no thing
-        for i, thing in enumerate(self.snapshot.things):
-            timeout = thing.state.get("timeout")
-            if isinstance(timeout, (int, float)) and not isinstance(timeout, bool):
-                of_thing[i] = timeout
-        left = np.where(np.isnan(left), of_thing[s.thing], left)
-        if "timeouts" not in self.snapshot.tables:  # then wait_for() is the only sign of a timer
-            left[self.frames.containing(_WAIT_FOR)[s.trace] & np.isnan(left)] = np.inf
-        return self._inherited(left)
-
-    def _inherited(self, left: NDArray[np.float64]) -> NDArray[np.float64]:
-        edges = self.snapshot.awaits.reshape(-1, 2)
-        edges = edges[((edges >= 0) & (edges < len(left))).all(axis=1)]
-        for _ in range(MAX_STEPS):
-            passes_on = ~np.isnan(left[edges[:, 0]]) & np.isnan(left[edges[:, 1]])
-            if not passes_on.any():
-                break
-            left[edges[passes_on, 1]] = left[edges[passes_on, 0]]
-            edges = edges[~passes_on]
-        return left
+        """Seconds until a timer ends each stack's wait; NaN: no timer."""
+        return timeouts_left(self.snapshot, self.frames)
 
     @cached_property
     def stuck(self) -> NDArray[np.bool_]:
