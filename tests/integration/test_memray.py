@@ -21,7 +21,9 @@ import diagtool
 from diagtool.capture import ptrace
 from diagtool.cli import main
 from diagtool.ingest import memray
+from diagtool.leaks import find_leaks
 from fixture_programs import Running, launch
+from native import built
 
 pytestmark = pytest.mark.skipif(not ptrace.supported(), reason="live processes on Linux on x86-64 only")
 with_memray = pytest.mark.skipif(
@@ -143,3 +145,84 @@ def test_time_slices_tell_that_a_process_does_something(program: Running) -> Non
     before = memray._time_slices(program.pid)
     while memray._time_slices(program.pid) == before:
         time.sleep(0.01)
+
+
+LOSING = """
+import ctypes, os, signal, sys, time
+
+library = ctypes.CDLL(sys.argv[1])
+size = ctypes.c_size_t
+library.lend.restype = ctypes.c_void_p
+library.give_back.argtypes = [ctypes.c_void_p]
+
+def before():
+    library.lose(size(1000))
+
+def handle():
+    library.lose(size(1000))
+
+def tidy():
+    return [library.lend(size(n)) for n in (1000, 1000, 200)]
+
+def store():
+    library.keep(size(1000))
+
+def told(*_):
+    print("GREW 1", flush=True)
+
+signal.signal(signal.SIGUSR2, told)
+for _ in range(300):
+    before()
+print("READY", os.getpid(), flush=True)
+while True:
+    blocks = tidy()  # these are freed, and what is lost takes their place
+    for block in blocks:
+        library.give_back(block)
+    (handle if "leak" in sys.argv else store)()
+    time.sleep(0.005)
+"""
+
+
+@with_memray
+@pytest.mark.parametrize("native", [False, True], ids=["python", "native"])
+def test_lost_blocks_are_blamed_on_who_allocated_them(tmp_path: Path, native: bool) -> None:
+    """Not on those that were freed and had the same addresses and sizes before."""
+    program = tmp_path / "losing.py"
+    program.write_text(LOSING)
+    path = tmp_path / "one.diag"
+    library = built("loses", "-shared", "-fPIC")
+    options = ["--native"] if native else []
+    with launch(program, arguments=(library, "leak")) as running:
+        arguments = command(str(running.pid), "--allocations", "2s", "--heap", *options, "-o", str(path))
+        assert subprocess.run(arguments, timeout=300, check=False).returncode == 0
+        running.grow()  # it is alive
+    snap = diagtool.load(path)
+    assert not snap.warnings
+    places = {row["function"]: row for row in snap.tables["native_allocated"]}
+    handle = places["handle"]
+    assert (
+        handle["file"] == str(program) and handle["count"] >= 10 and handle["bytes"] == 1008 * handle["count"]
+    )
+    assert "before" not in places and "store" not in places
+    assert places.get("tidy", {"count": 0})["count"] <= 2  # of the moment between
+    group = next(g for g in snap.tables["native_unreachable"] if g["example"] == handle["example"])
+    assert group["count"] >= 300 + handle["count"]
+    if native:
+        assert [f[2] for f in handle["native"][:2]] == ["taken", "lose"]
+    else:
+        assert handle["native"] == []
+    (finding,) = [f for f in find_leaks([snap]).findings if f.template == "native-blocks-lost"]
+    assert finding.created_by is not None and finding.created_by[0].function == "handle"
+
+
+@with_memray
+def test_blocks_that_are_kept_or_freed_are_not_blamed(tmp_path: Path) -> None:
+    program = tmp_path / "losing.py"
+    program.write_text(LOSING)
+    path = tmp_path / "one.diag"
+    with launch(program, arguments=(built("loses", "-shared", "-fPIC"), "healthy")) as running:
+        arguments = command(str(running.pid), "--allocations", "2s", "--heap", "-o", str(path))
+        assert subprocess.run(arguments, timeout=300, check=False).returncode == 0
+    snap = diagtool.load(path)
+    assert sum(row["count"] for row in snap.tables["native_allocated"]) <= 3
+    assert not any("memray" in text for f in find_leaks([snap]).findings for text in f.evidence)
