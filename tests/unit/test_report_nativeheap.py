@@ -98,6 +98,52 @@ def test_the_view_goes_from_arenas_to_what_is_lost() -> None:
     ]
 
 
+def allocated(count: int, function: str, **changes: Any) -> dict[str, Any]:
+    row = {"example": 16, "count": count, "bytes": 1008 * count, "source": "memray"}
+    row |= {"file": "/srv/app/jobs.py", "line": 41, "function": function, "native": []}
+    row["frames"] = [["/srv/app/jobs.py", 41, function], ["/srv/app/main.py", 7, "main"]]
+    return {**row, **changes}
+
+
+def test_groups_say_where_their_blocks_were_allocated() -> None:
+    snap = snapshot()
+    assert checked(snap)["unreachable"][0]["allocated"] is None
+    c = [["decode.c", 88, "decode"], ["<unknown>", 0, "<unknown>"], ["<unknown>", 0, "ffi_call"]]
+    numpy = [["/srv/lib/python3.12/site-packages/np.py", 9, "empty"], ["/srv/app/jobs.py", 50, "load"]]
+    snap.tables["native_allocated"] = [
+        allocated(600, "handle", native=c),
+        allocated(300, "load", frames=numpy),
+        *(allocated(10 - n, f"f{n}") for n in range(3)),
+    ]
+    text = shown(snap, width=120)
+    at = text.index("  1,000     1.0 MB  1,008 bytes each, first word: retire in libworker.so")
+    assert [line.strip() for line in text[at + 1 : at + 6]] == [
+        "600 allocated at jobs.py:41 in handle, by decode (decode.c:88)",
+        "300 allocated at jobs.py:50 in load, through np.py:9",
+        "10 allocated at jobs.py:41 in f0",
+        "17 at 2 more places (-v)",
+        "73 were not seen: older than the recording, or younger",
+    ]
+    verbose = [line.strip() for line in shown(snap, width=120, verbose=True)]
+    at = verbose.index("600 allocated at /srv/app/jobs.py:41 in handle, by decode (decode.c:88)")
+    assert verbose[at + 1 : at + 3] == ["from ffi_call", "from /srv/app/main.py:7 in main"]
+    found = checked(snap)["unreachable"]
+    assert [s["count"] for s in found[0]["allocated"]] == [600, 300, 10, 9, 8]
+    assert found[0]["allocated"][0]["native"][0] == {"function": "decode", "file": "decode.c", "line": 88}
+    assert found[1]["allocated"] == found[2]["allocated"] == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"example": "x"}, {"example": None}, {"count": -1}, {"count": "x"}, {"frames": 7}, {"source": None}],
+)
+def test_places_that_make_no_sense_are_left_out(changes: dict[str, Any]) -> None:
+    snap = snapshot()
+    snap.tables["native_allocated"] = [{**allocated(600, "handle"), **changes}]
+    assert checked(snap)["unreachable"][0]["allocated"] == []
+    assert not any("handle" in line for line in shown(snap))
+
+
 def test_much_free_memory_between_blocks_is_explained() -> None:
     free = Fragmentation(90 << 20, 1 << 20, 0.6, 9 << 20, 33)
     text = " ".join(shown(snapshot(native(fragmentation=free))))

@@ -30,12 +30,14 @@ class Recorded:
     def add_to(self, snapshot: Snapshot) -> None:
         """Add it to a snapshot: its tables, to allocation sites that are there already, and where
         unreachable blocks were allocated."""
+        from diagtool.cli.progress import progress
         from diagtool.ingest.memray import NoRecord
         from diagtool.runtimes.native.allocated import add_allocated
 
         if self.recording is not None:
             try:
-                self.recording.wait()
+                with progress("reading what memray recorded"):
+                    self.recording.wait()
             except (NoRecord, OSError) as error:
                 self.warning = _why(error)
             else:

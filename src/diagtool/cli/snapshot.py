@@ -81,6 +81,9 @@ def command(
 
     With --allocations memray is attached to the process for that long, before the snapshot is taken, and
     where memory was allocated that is not freed in the end is kept for `diagtool heap FILE.diag --sites`.
+    With --heap, too, it is joined with the blocks of C that nothing points to any more: `diagtool heap
+    FILE.diag --native` and `diagtool leaks FILE.diag` say where these were allocated; with --native by which
+    C code.
     This is the one option that makes the process run foreign code: gdb injects memray, which must be
     installed for diagtool (pip install 'diagtool[memray]') and for the process. It makes the process slower
     for that time. Where it can't be attached, a warning says why, and the snapshot is taken without.
@@ -97,6 +100,7 @@ def command(
         diagtool snapshot 4242 --heap
         diagtool snapshot 4242 --core slim.core
         diagtool snapshot 4242 --allocations 30s
+        diagtool snapshot 4242 --allocations 30s --heap --native
         diagtool snapshot core.4242 -o crash.diag
 
     \b

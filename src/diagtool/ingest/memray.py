@@ -41,8 +41,8 @@ _PATIENCE = 15.0  # seconds to attach that are left to it when somebody gives up
 _LET_GO = 30.0  # seconds that gdb may take to let go
 _FINISH = 60.0  # seconds that the process may take to write what was recorded
 _LOOK = 0.2
-_READ_BLOCKS = 300.0  # seconds to read allocations one by one
-_LARGEST = 1 << 30  # bytes of a file of all allocations
+_READ_BLOCKS = 900.0  # seconds to read allocations one by one, at most
+_LARGEST = 256 << 20  # bytes of a file of all allocations: 80 million, as a rule
 _PART = 4  # of the free room on its disk at most this part
 
 
@@ -93,9 +93,9 @@ class Recording:
 
     def wait(self) -> None:
         """Wait until it is read. Raises NoRecord."""
-        end = time.monotonic() + (_READ_BLOCKS if self.each else _FINISH)
+        end = time.monotonic() + _FINISH
         while True:
-            found, arrays = self._read(max(end - time.monotonic(), 1.0))
+            found, arrays = self._read(_READ_BLOCKS if self.each else _FINISH)
             if "error" not in found:
                 break
             if time.monotonic() > end:

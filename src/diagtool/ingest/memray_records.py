@@ -27,9 +27,9 @@ _MAX_FRAMES = 100  # frames told of one site
 _MAX_NAME = 4096  # characters
 _ROOM = 4 << 30  # bytes; memray maps more than it uses
 _SECONDS = 600
-_SECONDS_BLOCKS = 120.0  # for the blocks one by one
+_SECONDS_BLOCKS = 200.0  # of the processor, for the blocks one by one: some 80 million records
 _MAX_BLOCKS = 10_000_000  # blocks told: 200 MB
-_CHUNK = 1 << 18  # records at once, 100 MB
+_CHUNK = 1 << 15  # records at once
 _GATHER = 1 << 22  # events that are kept before what was freed is taken out
 _MAX_STACKS = 500_000  # stacks of which a record is kept
 _HOOK = "_memray_attach_hook.py"
@@ -86,22 +86,18 @@ def places(path: str) -> tuple[list[list[Any]], list[NDArray[Any]]]:
     allocates[[v for v, name in kinds.items() if name not in _FREES and name not in _MAPS]] = True
     skipped = np.zeros(256, np.bool_)
     skipped[[v for v, name in kinds.items() if name in _MAPS]] = True
-    samples: dict[tuple[int, int], Any] = {}
+    samples: dict[int, Any] = {}
     with memray.FileReader(path) as reader:
         native = reader.metadata.has_native_traces
-        address, size, kind, stack = live_blocks(
+        address, size, stack = live_blocks(
             reader.get_allocation_records(), allocates, skipped, samples, native
         )
-        pairs, inverse = np.unique(
-            np.stack([stack, kind], axis=1) if len(stack) else np.zeros((0, 2), np.uint64),
-            axis=0,
-            return_inverse=True,
-        )
+        stacks, inverse = np.unique(stack, return_inverse=True)
         found: dict[tuple[Any, ...], int] = {}
-        index = np.full(len(pairs) + 1, -1, np.int32)
-        for row, (number, what) in enumerate(pairs.tolist()):
-            record = samples.get((number, what))
-            place = _place_of(record, kinds.get(what, ""), native) if record is not None else None
+        index = np.full(len(stacks) + 1, -1, np.int32)
+        for row, number in enumerate(stacks.tolist()):
+            record = samples.get(number)
+            place = _place_of(record, kinds[record.allocator], native) if record is not None else None
             if place is not None and (place in found or len(found) < _MAX_ROWS):
                 index[row] = found.setdefault(place, len(found))
     site = index[inverse.reshape(-1)]
@@ -114,16 +110,16 @@ def live_blocks(
     records: Iterable[Any],
     allocates: NDArray[np.bool_],
     skipped: NDArray[np.bool_],
-    samples: dict[tuple[int, int], Any],
+    samples: dict[int, Any],
     native: bool = False,
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
-    """Of records in their order: (address, size, allocator, stack) of what was not freed, by address.
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+    """Of records in their order: (address, size, stack) of what was not freed, by address.
 
     ``allocates``: which allocators give a block, by number; ``skipped``: which have nothing to do with
-    blocks. The last event of an address counts. ``samples`` gets a record of each (stack, allocator). A stack
+    blocks. The last event of an address counts. ``samples`` gets a record of each stack. A stack
     is a number of memray's, with ``native`` that of C's besides. Raises TooMuch.
     """
-    end = time.monotonic() + _SECONDS_BLOCKS
+    end = time.process_time() + _SECONDS_BLOCKS
     fields = ("address", "size", "allocator", "stack_id", *(("native_stack_id",) if native else ()))
     kept = np.zeros((0, 4), np.uint64)
     parts: list[NDArray[np.uint64]] = []
@@ -137,21 +133,20 @@ def live_blocks(
         rows = np.flatnonzero(~skipped[events[:, 2] & np.uint64(255)])
         events = events[rows]
         given = allocates[events[:, 2] & np.uint64(255)]
-        distinct, first = np.unique(events[given][:, [3, 2]], axis=0, return_index=True)
-        where = rows[given][first]
-        for pair, row in zip(map(tuple, distinct.tolist()), where.tolist(), strict=True):
-            if pair not in samples and len(samples) < _MAX_STACKS:
-                samples[pair] = chunk[row]
+        distinct, first = np.unique(events[given, 3], return_index=True)
+        for number, row in zip(distinct.tolist(), rows[given][first].tolist(), strict=True):
+            if number not in samples and len(samples) < _MAX_STACKS:
+                samples[number] = chunk[row]
         parts.append(events)
         waiting += len(events)
         if waiting >= max(_GATHER, len(kept)):
             kept, parts, waiting = _last(kept, parts, allocates), [], 0
-        if len(kept) > _MAX_BLOCKS or time.monotonic() > end:
+        if len(kept) > _MAX_BLOCKS or time.process_time() > end:
             raise TooMuch("there are too many records")
     kept = _last(kept, parts, allocates)
     if len(kept) > _MAX_BLOCKS:
         raise TooMuch("there are too many blocks")
-    return kept[:, 0], kept[:, 1], kept[:, 2], kept[:, 3]
+    return kept[:, 0], kept[:, 1], kept[:, 3]
 
 
 def _chunks(records: Iterable[Any]) -> Iterator[list[Any]]:

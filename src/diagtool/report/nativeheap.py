@@ -281,7 +281,9 @@ def _groups(
         if view.verbose and row["example"] is not None:
             yield [(" " * cells(text) + f"for one, the block at {row['example']:#x}", "label")]
         for said in nativesites.lines((sites or {}).get(row["example"], ()), row["count"], view):
-            yield [(" " * cells(text) + cut(said, max(view.width - cells(text), 30)), "label")]
+            room = max(view.width - cells(text), 30)
+            for part in [said] if said.startswith(" ") else wrap(said, room):
+                yield [(" " * cells(text) + part, "label")]
     rest = groups[len(shown) :]
     if rest:
         yield [

@@ -2,7 +2,7 @@
 
 1,000  1.0 MB  1,008 bytes each, first word: retire in libworker.so
                990 allocated at app.py:41 in handle, by decode (decode.c:88)
-               10 were not seen: allocated before the recording, or in the moment after it
+               10 were not seen: older than the recording, or younger
 """
 
 from __future__ import annotations
@@ -56,6 +56,12 @@ def _frame(frame: Frame) -> dict[str, Any]:
     return {"function": frame.function or None, "file": frame.file, "line": frame.line}
 
 
+def _caller(frame: Frame) -> str:
+    where = place(frame, True) if frame.line else ""
+    function = clean(frame.function)
+    return f"{where} in {function}" if where and function else where or function
+
+
 def lines(sites: Sequence[AllocationSite], blocks: int, view: View) -> Iterator[str]:
     """What to say below a group of so many blocks."""
     shown = sites if view.verbose else sites[:_MOST_SITES]
@@ -72,12 +78,13 @@ def lines(sites: Sequence[AllocationSite], blocks: int, view: View) -> Iterator[
             text += f", by {clean(c.function)} ({place(c)})"
         yield f"{site.count:,} allocated {text}"
         if view.verbose:
-            callers = [f for f in (*site.native, *site.frames) if f is not first]
-            yield from (f"  {place(f, True)}" for f in callers[:_MAX_CALLERS])
+            callers = [f for f in (*site.native, *site.frames) if f is not first and f is not c]
+            said = [_caller(f) for f in callers if f.line or f.function.strip("<>") != "unknown"]
+            yield from (f"  from {caller}" for caller in said[:_MAX_CALLERS])
     if len(sites) > len(shown):
         rest = sites[len(shown) :]
         yield f"{sum(s.count for s in rest):,} at {len(rest):,} more places (-v)"
     unseen = blocks - sum(s.count for s in sites)
     if sites and unseen > 0:
         verb = "was" if unseen == 1 else "were"
-        yield f"{unseen:,} {verb} not seen: allocated before the recording, or in the moment after it"
+        yield f"{unseen:,} {verb} not seen: older than the recording, or younger"
