@@ -226,3 +226,18 @@ def test_blocks_that_are_kept_or_freed_are_not_blamed(tmp_path: Path) -> None:
     snap = diagtool.load(path)
     assert sum(row["count"] for row in snap.tables["native_allocated"]) <= 3
     assert not any("memray" in text for f in find_leaks([snap]).findings for text in f.evidence)
+
+
+@with_memray
+def test_a_recording_that_gets_too_large_ends_early(
+    program: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every allocation is written down for single blocks; a disk is not filled with that."""
+    monkeypatch.setattr(memray, "_LARGEST", 4096)
+    path = tmp_path / "one.diag"
+    assert main(["snapshot", str(program.pid), "--allocations", "600s", "--heap", "-o", str(path)]) == 0
+    snap = diagtool.load(path)
+    assert any("memray was stopped after" in w for w in snap.warnings)
+    assert any(row["function"] == "leak" for row in snap.tables["allocation_sites"])
+    program.grow()
+    assert not any("diagtool-" in os.readlink(fd) for fd in Path(f"/proc/{program.pid}/fd").iterdir())
