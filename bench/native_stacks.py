@@ -60,8 +60,9 @@ def native_stacks(rounds: int) -> Iterator[Table]:
                 gaps.append(gap_ms(process))
                 walls.append(seconds)
                 lines = _frames(name, output)
-                if name.startswith("diagtool"):
-                    told.append(json.loads(output)["pause_ms"])
+                stopped = re.search(r"stopped for ([0-9.]+) ms", output)
+                if stopped is not None:
+                    told.append(float(stopped[1]))
             row = Row(
                 name, {gap: statistics.median(gaps), wall: statistics.median(walls)}, f"{lines:,} frames"
             )
@@ -86,7 +87,7 @@ def native_stacks(rounds: int) -> Iterator[Table]:
 
 
 def _tools(pid: int, folder: str) -> Iterator[tuple[str, list[str]]]:
-    own = [str(BIN / "diagtool"), "stacks", str(pid), "--native", "--format", "json"]
+    own = [str(BIN / "diagtool"), "stacks", str(pid), "--native", "-v"]
     yield "diagtool stacks --native", own
     yield "diagtool stacks --native --unwinder gdb", [*own, "--unwinder", "gdb"]
     script = Path(folder) / "bt"
@@ -101,8 +102,12 @@ def _tools(pid: int, folder: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _frames(name: str, output: str) -> int:
-    if name.startswith("diagtool"):
-        return sum(len(t["frames"]) for t in json.loads(output)["threads"])
+    if name.startswith("diagtool"):  # threads that are alike are one stack there
+        stacks = re.split(r"^(\d+) threads?  ", output, flags=re.MULTILINE)[1:]
+        return sum(
+            int(n) * len(re.findall(r"^ {8}\S.*  in ", text, re.MULTILINE))
+            for n, text in zip(stacks[::2], stacks[1::2], strict=True)
+        )
     if name.startswith("gdb"):
         return len(re.findall(r"^#\d+ ", output, re.MULTILINE))
     return len(re.findall(r"^\s+(?:\(\w+\) )?(?:File |\S+ \()", output, re.MULTILINE))

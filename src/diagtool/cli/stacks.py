@@ -109,6 +109,10 @@ def command(
     )
     snap = resolved.snapshot
     shown = Shown(hide, only, verbose or output_format == "json")
+    view = terminal.View(width(output), verbose, everything, resolved.sources)
+    if native and output_format != "json":
+        print_lines(native_lines(snap, shown, view), output)
+        return 0
     report = find_leaks([snap], templates=known_templates(None), min_count=None)
     if output_format == "json":
         document = documents.stacks(
@@ -119,10 +123,7 @@ def command(
         )
         print_text(documents.dumps(document), output)
         return 0
-    view = terminal.View(width(output), verbose, everything, resolved.sources)
-    if native:
-        print_lines(native_lines(snap, shown, view), output)
-    elif as_tree:
+    if as_tree:
         print_lines(stacks.tree(snap, report, await_tree(snap), view), output)
     else:
         print_lines(stacks.table(report, view), output)

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diagtool.capture.memory import MemoryFault
 from diagtool.capture.model import Capture
-from diagtool.runtimes.cpython.allocations import add_allocations
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.extensions import add_extensions
 from diagtool.runtimes.cpython.frames.codes import Codes
-from diagtool.runtimes.cpython.graph.tables import add_graph
 from diagtool.runtimes.cpython.greenlets.decode import add_greenlets
-from diagtool.runtimes.cpython.heap.bases import add_bases
-from diagtool.runtimes.cpython.heap.details import add_details
-from diagtool.runtimes.cpython.heap.details.foreign import add_foreign
-from diagtool.runtimes.cpython.heap.details.values import add_values
-from diagtool.runtimes.cpython.heap.tables import add_heap, add_why
 from diagtool.runtimes.cpython.liveness.holders import hold_stacks
 from diagtool.runtimes.cpython.liveness.waiters import judge_exclusive
 from diagtool.runtimes.cpython.objects.addresssets import distinct
@@ -36,6 +28,9 @@ from diagtool.runtimes.describe import describe
 from diagtool.runtimes.memory import add_process_memory
 from diagtool.runtimes.native.stacks.model import NativeFrame
 from diagtool.snapshot.model import Snapshot, SnapshotBuilder
+
+if TYPE_CHECKING:
+    from diagtool.runtimes.cpython.heapwork import HeapWork
 
 _MAX_HELD_THINGS = 10_000  # things whose holders are looked for
 
@@ -92,33 +87,19 @@ def _decode(
     target.runtime = f"cpython {_full_version(ctx, interpreters[0].system if interpreters else 0)}"
     threads = decode_threads(ctx, interpreters)
     # Before whatever scans memory: it finds big buffers that need not be read.
-    with capture.memory.unwatched():
-        census = add_heap(ctx) if heap or why is not None else None
+    work = _heap_work(ctx, interpreters, heap, why, graph, values)
     tasks = asyncstacks.decode_tasks(ctx, interpreters, threads)
     add_greenlets(ctx, interpreters)
     add_extensions(ctx, interpreters)
     add_signals(ctx)
     timeouts = ctx.builder.snapshot.tables.setdefault("timeouts", [])
     timeouts += [{"stack": t.row, "left": round(t.time_left, 3)} for t in threads if t.time_left is not None]
-    with capture.memory.unwatched():
-        if census is not None and heap:
-            add_details(ctx, census, interpreters)
-            add_allocations(ctx, census)
-        if census is not None and heap and graph is not False:
-            with _as_far_as_memory_goes(ctx, "what keeps the largest containers"):
-                add_bases(ctx, census, interpreters, tasks.tasks.address)
-        if census is not None and values is not None:
-            add_values(ctx, census, interpreters, values)
-        if census is not None and why is not None:
-            add_why(ctx, census, interpreters, tasks.tasks.address, why)
+    if work is not None:
+        work.look(tasks.tasks.address)
     stuck = judge_exclusive(ctx, tasks, threads)
     holder = _hold(ctx, interpreters, tasks)
-    if census is not None and heap and graph is not False:
-        # It may read what is late: after what is to be of one instant.
-        with capture.memory.unwatched(), _as_far_as_memory_goes(ctx, "what nobody refers to"):
-            add_graph(ctx, census, interpreters, tasks.tasks.address, asked=graph is True)
-            if len(census.garbage):
-                add_foreign(ctx, census, interpreters)  # again, without what only waits for the collector
+    if work is not None:
+        work.look_late(tasks.tasks.address)
     snapshot = ctx.builder.finish()
     rows = slice(tasks.first, tasks.first + len(tasks.tasks))
     snapshot.stacks.holder[rows] = holder
@@ -128,13 +109,19 @@ def _decode(
     return snapshot
 
 
-@contextmanager
-def _as_far_as_memory_goes(ctx: Context, what: str) -> Iterator[None]:
-    """A part that a core without all memory need not have."""
-    try:
-        yield
-    except MemoryFault as fault:
-        ctx.warn(f"{what} is not known: {fault}")
+def _heap_work(
+    ctx: Context,
+    interpreters: list[Interpreter],
+    heap: bool,
+    why: str | None,
+    graph: bool | None,
+    values: str | None,
+) -> HeapWork | None:
+    if not heap and why is None:
+        return None
+    from diagtool.runtimes.cpython.heapwork import HeapWork  # a third of all that there is to import
+
+    return HeapWork(ctx, interpreters, heap=heap, why=why, graph=graph, values=values)
 
 
 def _hold(ctx: Context, interpreters: list[Interpreter], tasks: asyncstacks.TaskStacks) -> NDArray[np.int64]:

@@ -200,7 +200,7 @@ def waits_for_gil(thread: CapturedThread | None, gil: int) -> bool:
 
 
 def _takes_gil(ctx: Context, thread: CapturedThread | None) -> bool:
-    """Whether a thread is in the function that takes the GIL, by its native frames: between two sleeps, say."""
+    """Whether a thread is in the function that takes the GIL, by its native frames: between sleeps, say."""
     frames = ctx.native.get(thread.tid, ()) if thread is not None else ()
     return any(frame.function == "take_gil" for frame in frames[:_INNERMOST])
 

@@ -48,6 +48,8 @@ def unwind(capture: Capture, debug_directories: Sequence[str] = ()) -> NativeSta
     ``debug_directories``: where separate debug files are looked for, besides /usr/lib/debug. Raises
     ImportError where drgn is not installed.
     """
+    # Plugins are commands and helpers for people at its prompt: half of the time that loading it takes.
+    os.environ.setdefault("DRGN_DISABLE_PLUGINS", "*")
     import drgn
 
     logging.getLogger("drgn").setLevel(logging.CRITICAL)  # what is missing shows in the frames
@@ -106,6 +108,7 @@ class _Unwinder:
         self.sites = CallSites(capture.memory, self.modules, capture.mappings)
         self._add_modules(debug_directories)
         self._registers_type: drgn.Type | None = None
+        self._symbols: dict[tuple[int, bool], tuple[str, int] | None] = {}
 
     # -- what drgn is given -----------------------------------------------------------------------------
 
@@ -242,10 +245,9 @@ class _Unwinder:
         inline = frame.is_inline
         own = frame.function_name  # of the debug information: for C++ without the class it is in
         if not inline:
-            with suppress(LookupError):
-                # A return address may be the first one behind its function, where that never returns.
-                symbol = self.program.symbol(pc - (0 if frame.interrupted else 1))
-                name, offset, language = symbol.name, pc - symbol.address, language_of(symbol.name)
+            symbol = self._symbol(pc, frame.interrupted)
+            if symbol is not None:
+                name, offset, language = symbol[0], pc - symbol[1], language_of(symbol[0])
         if own and (not name or language == "c"):
             name, language = own, language if name else "native"
         file, line = self._source(frame)
@@ -261,6 +263,17 @@ class _Unwinder:
             language=language if name else "native",
             guessed=guessed,
         )
+
+    def _symbol(self, pc: int, interrupted: bool) -> tuple[str, int] | None:
+        """(name, address) of the function that a frame is in; threads that are alike have the same ones."""
+        key = pc, interrupted
+        if key not in self._symbols:
+            self._symbols[key] = None
+            with suppress(LookupError):
+                # A return address may be the first one behind its function, where that never returns.
+                symbol = self.program.symbol(pc - (0 if interrupted else 1))
+                self._symbols[key] = symbol.name, symbol.address
+        return self._symbols[key]
 
     def _source(self, frame: drgn.StackFrame) -> tuple[str | None, int | None]:
         try:
