@@ -16,8 +16,8 @@ A page holds blocks between two comments; this program writes what is between th
 Help and files are always written. Samples (run, memory, native, sql) only with --samples, because they start
 the demo service (fixtures/python/service.py) and take a snapshot of it, fixtures/python/thumbnails.py, of
 which there are 1.diag, 2.diag, 3.diag and core, and fixtures/python/e07_extension.py with journal.diag and
-core; a pid is shown as 4242. --check writes nothing and fails when a help text or a file is not what it should
-be.
+core; a pid is shown as 4242. --check writes nothing and fails when a help text or a file is not what it
+should be.
 """
 
 from __future__ import annotations
