@@ -392,6 +392,30 @@ def test_a_program_that_was_replaced_on_disk_is_named_by_what_runs(tmp_path: Pat
     ]
 
 
+def test_who_waits_in_the_driver_waits_for_the_gpu(tmp_path: Path) -> None:
+    """Simulated: the driver is a library of ours with its name."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc here")
+    source = Path(__file__).parent.parent / "programs" / "waits_for_gpu.c"
+    driver, program = tmp_path / "libcuda.so.1", tmp_path / "program"
+    subprocess.run(["gcc", "-DDRIVER", "-shared", "-fPIC", source, "-o", driver], check=True)
+    subprocess.run(["gcc", source, driver, "-o", program, f"-Wl,-rpath,{tmp_path}"], check=True)
+    process = subprocess.Popen([program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("READY")
+        wait = None
+        while wait is None:  # it says so with the mutex, right before it waits
+            (stack,) = diagtool.snapshot(process.pid, inventory=())
+            wait = stack.wait
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert wait == "cuda.synchronize"
+    assert stack.thing is not None and stack.thing.type == "GPU"
+
+
 def test_a_deadlock_with_the_gil_is_found_in_a_core(tmp_path: Path) -> None:
     with launch(FIXTURES["e07"], "leak", SOME[-2]) as program:
         snapshot = diagtool.snapshot(program.gcore(tmp_path))
