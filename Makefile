@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 
+# An installed program has its bytecode: it is what is tested and measured.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help venv demo test test-libraries unit lint format bench interpreters layouts docs clean
 
 help: ## List the targets

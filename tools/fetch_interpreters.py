@@ -63,6 +63,18 @@ FREE_THREADED = {"3.13": "trixie", "3.14": "forky", "3.15": "forky"}
 #: What a root folder needs besides the packages: device nodes as (major, minor), and folders.
 DEVICES = {"null": (1, 3), "zero": (1, 5), "random": (1, 8), "urandom": (1, 9)}
 FOLDERS = {"dev/shm": 0o1777, "tmp": 0o1777, "proc": 0o555, "root": 0o700, "etc": 0o755}
+#: What programs in fixtures/ and tests/ import.
+USED = (
+    "asyncio array argparse atexit bisect code codecs collections concurrent.futures contextlib "
+    "contextvars ctypes ctypes.util dataclasses datetime decimal email.message enum faulthandler "
+    "fractions functools gc getpass glob hashlib heapq html http.client http.server "
+    "importlib.metadata inspect io itertools json logging.handlers mmap multiprocessing.connection "
+    "multiprocessing.managers multiprocessing.pool multiprocessing.shared_memory operator pathlib pdb "
+    "pickle pprint queue random re resource runpy secrets select selectors shutil signal socket "
+    "socketserver sqlite3 ssl statistics string struct subprocess sysconfig tempfile textwrap "
+    "threading timeit token traceback tracemalloc types typing unittest.mock urllib.request uuid "
+    "warnings weakref wsgiref.simple_server xml.dom.minidom xml.etree.ElementTree zipfile zoneinfo"
+)
 MERGED = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"]
 
 #: Asked of every interpreter; must not import anything that a broken one lacks.
@@ -241,6 +253,25 @@ def fetch(version: str, apt: Apt, *, release: bool, debug: bool) -> None:
     raise reason
 
 
+def keep_bytecode(found: list[Interpreter]) -> None:
+    """Have unpacked interpreters compile what the tests' programs import, once: the packages have no
+    bytecode, and a program that compiles its library each time it starts is several times slower.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    program = f"""
+import importlib
+for name in {USED!r}.split():
+    try:
+        importlib.import_module(name)
+    except Exception:
+        pass
+"""
+    for one in found:
+        if one.root is not None:
+            argv = [*one.argv, "-c", program]
+            subprocess.run(argv, env=environment, cwd="/", check=False, capture_output=True, timeout=120)
+
+
 def build_free_threaded(version: str) -> None:
     """Build a free-threaded interpreter into .cache/interpreters/built-3.Xt; complete or not at all."""
     suite = FREE_THREADED[version]
@@ -346,6 +377,7 @@ def main() -> int:
             except (FetchError, OSError, KeyError, subprocess.SubprocessError) as error:
                 print(f"free-threaded {version}: {error}", file=sys.stderr)
         found = survey()
+        keep_bytecode(found)
     lacking = [v for v in MINORS if v not in {i.version for i in found if i.flavour == "release"}]
     reasons = {m["version"]: m["why"] for m in missing}
     missing = [{"version": v, "why": reasons.get(v, "not on this machine")} for v in lacking]
