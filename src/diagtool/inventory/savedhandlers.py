@@ -68,9 +68,14 @@ def saved_handlers(capture: Capture, handler: int, python: str) -> list[Saved]:
 
 
 def _data(capture: Capture, module: Module) -> list[tuple[int, int]]:
-    """Writable mappings of a module's file, and the anonymous one right behind it (.bss)."""
+    """Writable mappings of a module's file, and the anonymous one right behind it (.bss), as far as the
+    module goes: somebody else's memory may follow without a gap."""
     own = [m for m in capture.mappings if m.path == module.path and module.start <= m.start <= module.end]
     end = max((m.end for m in own), default=module.end)
     out = [(m.start, m.end) for m in own if m.writable]
-    out += [(m.start, m.end) for m in capture.mappings if m.start == end and m.writable and not m.path]
+    out += [
+        (m.start, min(m.end, module.end))
+        for m in capture.mappings
+        if m.start == end < module.end and m.writable and not m.path
+    ]
     return out
