@@ -209,7 +209,7 @@ CASES = [(f.name, mode) for f in HANGS for mode in (*f.leak_modes, *f.healthy_mo
 
 
 def hung(pid: int) -> Snapshot:
-    """A snapshot of a process that hangs for good: on a busy machine its threads take a while to get there."""
+    """A snapshot of a process that hangs for good; on a busy machine its threads take a while to do so."""
     deadline = time.monotonic() + 20
     while True:
         snapshot = diagtool.snapshot(pid)
