@@ -171,15 +171,19 @@ def shape(frames: list[NativeFrame]) -> list[tuple[int, int, bool, int | None]]:
 
 
 @pytest.mark.parametrize("blocked", ["deadlock"], indirect=True)
-def test_gdb_and_drgn_see_the_same_frames(blocked: int) -> None:
+def test_gdb_and_drgn_see_the_same_frames(blocked: int, tmp_path: Path) -> None:
     if shutil.which("gdb") is None:
         pytest.skip("no gdb here")
-    with diagtool.capture(blocked) as capture:
-        one, other = native_stacks(capture, "drgn"), native_stacks(capture, "gdb")
-    assert one.warnings == other.warnings == []
-    assert {t: shape(list(f)) for t, f in one.frames.items()} == {
-        t: shape(list(f)) for t, f in other.frames.items()
-    }
+    core = tmp_path / "core"
+    subprocess.run(["gcore", "-o", str(core), str(blocked)], check=True, capture_output=True)
+    for target in (blocked, f"{core}.{blocked}"):
+        with diagtool.capture(target) as capture:
+            one, other = native_stacks(capture, "drgn"), native_stacks(capture, "gdb")
+        assert one.warnings == other.warnings == []
+        assert {t: shape(list(f)) for t, f in one.frames.items()} == {
+            t: shape(list(f)) for t, f in other.frames.items()
+        }
+        assert all(len(frames) > 3 for frames in one.frames.values())
 
 
 @pytest.mark.parametrize("blocked", ["deadlock"], indirect=True)

@@ -104,6 +104,7 @@ def open_core(
         modules = modules_from_mappings(mappings, memory, files)
         process = _process(notes, memory, main_path, taken_at, _MACHINES[header.machine])
         process.root = sysroot
+        process.auxv = notes.auxv_bytes
         return Capture(
             kind="core",
             process=process,

@@ -41,8 +41,7 @@ def core_notes(capture: Capture) -> bytes:
         if number == 0:
             out.append(_note(b"CORE", NT_PRPSINFO, _prpsinfo(capture)))
             out.append(_note(b"CORE", NT_SIGINFO, bytes(128)))
-            auxv = procfs.try_read(f"/proc/{capture.process.pid}/auxv") or b""
-            out.append(_note(b"CORE", NT_AUXV, auxv))
+            out.append(_note(b"CORE", NT_AUXV, capture.process.auxv))
             out.append(_note(b"CORE", NT_FILE, _files(capture.mappings)))
         if thread.vectors:
             out.append(_note(b"CORE", _NT_FPREGSET, thread.vectors[:_FXSAVE]))
@@ -87,7 +86,9 @@ def _prstatus(thread: CapturedThread, signals: Signals) -> bytes:
 
 def _prpsinfo(capture: Capture) -> bytes:
     process = capture.process
-    stat = procfs.parse_stat(procfs.try_read(f"/proc/{process.pid}/stat") or b"")
+    # Of a core the pid may be another process's by now.
+    text = procfs.try_read(f"/proc/{process.pid}/stat") if capture.kind == "live" else None
+    stat = procfs.parse_stat(text or b"")
     comm = capture.threads[0].comm if capture.threads else None
     arguments = os.fsencode(" ".join(process.cmdline))[:79]
     return struct.pack(

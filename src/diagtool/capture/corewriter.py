@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from diagtool.capture.plan import is_anonymous, joined
 from diagtool.capture.residency import Residency
 from diagtool.capture.vmread import MemoryReader
 
-__all__ = ["Sink", "Source", "write_core", "write_segments", "written_to"]
+__all__ = ["Sink", "Source", "SparseFile", "write_core", "write_segments", "written_to"]
 
 _HEADER, _SEGMENT, _SECTION = 64, 56, 64  # sizes of the ELF structures, in bytes
 _WINDOW = 4 << 20  # bytes read and written at once
@@ -42,6 +42,23 @@ class Sink(Protocol):
 
     def skip(self, size: int) -> None:
         """Append zeros, as a hole where that is possible."""
+
+
+class SparseFile:
+    """A plain file as a sink: zeros are holes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def write(self, data: bytes) -> object:
+        """Append bytes."""
+        return self._file.write(data)
+
+    def skip(self, size: int) -> None:
+        """Append a hole."""
+        if size:
+            self._file.seek(size, os.SEEK_CUR)
+            self._file.truncate()  # a hole at the end of a file is there, too
 
 
 class Source(Protocol):

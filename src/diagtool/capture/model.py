@@ -85,6 +85,7 @@ class ProcessInfo:
     children: Children | None = None  # a core does not tell
     #: Bytes, of /proc/PID/status: VmRSS, VmHWM, RssAnon, RssFile, RssShmem, VmSwap; a core does not tell
     memory: dict[str, int] = field(default_factory=dict)
+    auxv: bytes = b""  # the auxiliary vector (getauxval(3)), as the kernel gave it to the process
 
 
 @dataclass(slots=True)
@@ -124,6 +125,15 @@ class Capture:
     #: What one decoder found and another one asks for again, by its name.
     found: dict[str, object] = field(default_factory=dict, repr=False)
     _closers: list[object] = field(default_factory=list, repr=False)
+
+    @property
+    def of_one_instant(self) -> bool:
+        """Whether all that was read so far is the state of one instant.
+
+        Not so where pages were read after the stop, where a thread did not stop, or where a core is cut off.
+        """
+        stopped = self.kind == "core" or all(t.registers for t in self.threads)
+        return stopped and not self.late_pages and not self.missing
 
     def __enter__(self) -> Capture:
         return self

@@ -284,6 +284,7 @@ def read_process(pid: int) -> ProcessInfo:
         host=os.uname().nodename,
         root=_other_root(pid),
         memory=memory_of(status),
+        auxv=try_read(base + "auxv") or b"",
     )
 
 

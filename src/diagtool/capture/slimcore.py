@@ -108,6 +108,9 @@ def _is_data(capture: Capture, mapping: Mapping) -> bool:
         return True
     if mapping.permissions[2] == "x":
         return False
+    if capture.kind == "core":  # it has what was written to; the rest comes from files
+        own = (s for s in capture.memory.segments if not s.buffer)
+        return any(s.start < mapping.end and mapping.start < s.end for s in own)
     with suppress(OSError):
         pagemap = os.open(f"/proc/{capture.image_pid or capture.process.pid}/pagemap", os.O_RDONLY)
         try:

@@ -20,8 +20,10 @@ def write(
     capture: Capture, file: IO[bytes], compress: str | None, writer: Callable[[Capture, Sink], int]
 ) -> int:
     """Have ``writer`` write a core to an open file, sparse, or as ``compress`` says; gives what it gives."""
+    from diagtool.capture.corewriter import SparseFile
+
     if compress is None:
-        sink = _Sparse(file)
+        sink = SparseFile(file)
         held = writer(capture, sink)
         file.truncate()
         return held
@@ -58,19 +60,6 @@ class SlimCore:
 
 class _Tried(Exception):
     pass
-
-
-class _Sparse:
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    def write(self, data: bytes) -> object:
-        return self._file.write(data)
-
-    def skip(self, size: int) -> None:
-        if size:
-            self._file.seek(size, os.SEEK_CUR)
-            self._file.truncate()  # a hole at the end of a file is there, too
 
 
 class _Zeros:

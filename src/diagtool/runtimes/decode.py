@@ -42,14 +42,14 @@ def decode(
             capture, heap=heap, why=why, graph=graph, values=values, native=stacks.frames
         )
     except NotSupported as error:
-        objects = (heap and not native) or why is not None or values is not None
-        if objects or not isinstance(error, NoRuntime):
-            if not native or why is not None or heap:
-                raise
-            snapshot = decode_plain(capture, stacks)
+        if why is not None or values is not None or (heap and not native):
+            raise  # objects were asked for
+        unreadable = not isinstance(error, NoRuntime)  # there is a Python, of which nothing can be said
+        if unreadable and (heap or not native):
+            raise
+        snapshot = decode_plain(capture, stacks)
+        if unreadable:
             snapshot.warnings.append(f"only native threads and the native heap are read: {error}")
-        else:
-            snapshot = decode_plain(capture, stacks)
     snapshot.warnings += stacks.warnings
     if stacks.cut:
         snapshot.warnings.append(_cut(stacks))

@@ -30,6 +30,5 @@ def decode_plain(capture: Capture, stacks: NativeStacks) -> Snapshot:
         add_native_thread(builder, thread, waits.of(thread), trace)
     snapshot = builder.finish()
     snapshot.pause_ms = capture.pause_ms
-    stopped = capture.kind == "core" or all(t.registers for t in capture.threads)
-    target.details["exact"] = stopped and not capture.late_pages and not capture.missing
+    target.details["exact"] = capture.of_one_instant
     return snapshot

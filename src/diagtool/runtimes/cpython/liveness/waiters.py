@@ -77,18 +77,8 @@ def judge_exclusive(ctx: Context, tasks: TaskStacks, threads: list[ThreadStack])
         thing = rows.get(address)
         if thing is not None and refs >= 0:
             thing.references, thing.from_waiters, thing.exclusive = refs, explained, exclusive
-    ctx.builder.snapshot.target.details["exact"] = _of_one_instant(ctx)
+    ctx.builder.snapshot.target.details["exact"] = ctx.capture.of_one_instant
     return result.stuck
-
-
-def _of_one_instant(ctx: Context) -> bool:
-    """Whether all that was read so far is the state of one instant: then who is stuck is proven to be.
-
-    Not so where pages were read after the stop, where a thread did not stop, or where a core is cut off.
-    """
-    capture = ctx.capture
-    stopped = capture.kind == "core" or all(t.registers for t in capture.threads)
-    return stopped and not capture.late_pages and not capture.missing
 
 
 def _find_abandoned(

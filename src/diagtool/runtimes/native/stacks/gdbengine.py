@@ -15,8 +15,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from diagtool.capture.corewriter import SparseFile
 from diagtool.capture.model import Capture, CapturedThread
 from diagtool.capture.modules import Module
 from diagtool.capture.slimcore import write_slim_core
@@ -47,22 +48,10 @@ def unwind(capture: Capture, debug_directories: Sequence[str] = ()) -> NativeSta
     with tempfile.TemporaryDirectory(prefix="diagtool-gdb-") as folder:
         core = Path(folder) / "core"
         with core.open("wb") as file:
-            write_slim_core(capture, _Sparse(file))
-            file.truncate()
+            write_slim_core(capture, SparseFile(file))
         commands = _commands(capture, len(threads), debug_directories)
         output = _run(program, commands, folder)
     return _Parsed(capture, threads).stacks(output)
-
-
-class _Sparse:
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    def write(self, data: bytes) -> object:
-        return self._file.write(data)
-
-    def skip(self, size: int) -> None:
-        self._file.seek(size, os.SEEK_CUR)
 
 
 def _commands(capture: Capture, threads: int, directories: Sequence[str]) -> list[str]:
@@ -179,7 +168,7 @@ def _frame(frame: dict[str, Any], pc: int, sp: int, inline: bool, module: Module
     return NativeFrame(
         pc=pc,
         sp=sp,
-        function=demangle(symbol) if language in ("c++", "rust") else name,
+        function=demangle(symbol if language in ("c++", "rust") else name),
         offset=offset,
         library=module.path if module is not None else frame.get("from"),
         file=frame.get("file"),
