@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from diagtool.report import ffi, json
+from diagtool.report import ffi, ffirows, json
 from diagtool.report.terminal import View
 from diagtool.report.text import write
 from diagtool.snapshot.model import Snapshot, Target
@@ -158,8 +158,8 @@ def test_rows_that_make_no_sense_are_left_out(value: Any) -> None:
 
 
 def test_a_snapshot_without_libraries_says_nothing_of_them() -> None:
-    assert not ffi.is_told(snapshot())
-    assert ffi.is_told(snapshot(libraries=[]))
+    assert not ffirows.is_told(snapshot())
+    assert ffirows.is_told(snapshot(libraries=[]))
 
 
 def test_threads_that_python_did_not_start_and_runs_in_are_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,12 +80,12 @@ def command(
         3   the target could not be read, or FILE not be written
     """
     from diagtool.cli.output import print_lines, print_text, width
-    from diagtool.report import ffi, terminal
+    from diagtool.report import ffi, ffirows, terminal
     from diagtool.report import json as documents
 
     resolved = _look(target, objects, exe, sysroot, output, clone)
     snap = resolved.snapshot
-    if not ffi.is_told(snap):
+    if not ffirows.is_told(snap):
         raise NoLibraries(target)
     if output_format == "json":
         print_text(documents.dumps(documents.ffi(snap)), output)
@@ -102,29 +103,21 @@ def _look(
     output: Path | None,
     clone: CloneMode | None,
 ) -> Resolved:
-    from diagtool.capture.errors import NoRuntime
-    from diagtool.cli.target import resolve
+    from diagtool.cli.target import look_at_objects, resolve
 
-    def take(heap: bool) -> Resolved:
-        return resolve(
-            target,
-            exe=exe,
-            sysroot=sysroot,
-            output=output,
-            heap=heap,
-            graph=False,
-            native=False,
-            frames=False,
-            inventory=("pools", "ffi"),
-            clone=clone,
-        )
-
-    try:
-        return take(objects)
-    except NoRuntime:
-        if not objects:
-            raise
-        return take(False)  # a process without Python has libraries and threads, too
+    look = partial(
+        resolve,
+        target,
+        exe=exe,
+        sysroot=sysroot,
+        output=output,
+        graph=False,
+        native=False,
+        frames=False,
+        inventory=("pools", "ffi"),
+        clone=clone,
+    )
+    return look_at_objects(look, objects)
 
 
 class NoLibraries(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,28 +116,21 @@ def _look(
     output: Path | None,
     clone: CloneMode | None,
 ) -> Resolved:
-    from diagtool.capture.errors import NoRuntime
-    from diagtool.cli.target import resolve
+    from diagtool.cli.target import look_at_objects, resolve
 
-    def take(heap: bool) -> Resolved:
-        return resolve(
-            target,
-            exe=exe,
-            sysroot=sysroot,
-            output=output,
-            heap=heap,
-            graph=False,
-            native=False,
-            frames=False,
-            stacks=heap,
-            inventory=("fds", "peers") if verbose else ("fds",),
-            clone=clone,
-        )
-
-    try:
-        return take(owners)
-    except NoRuntime:
-        return take(False)  # a process without Python has open files, too
+    look = partial(
+        resolve,
+        target,
+        exe=exe,
+        sysroot=sysroot,
+        output=output,
+        graph=False,
+        native=False,
+        frames=False,
+        inventory=("fds", "peers") if verbose else ("fds",),
+        clone=clone,
+    )
+    return look_at_objects(lambda heap: look(heap=heap, stacks=heap), owners)
 
 
 class NoHandles(Exception):

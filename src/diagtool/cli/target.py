@@ -91,6 +91,18 @@ def resolve(
     return Resolved(snap, Sources(snap.target, root))
 
 
+def look_at_objects(look: Callable[..., Resolved], objects: bool) -> Resolved:
+    """What ``look(heap=…)`` gives with ``objects``; of a process without Python, which has none, without."""
+    from diagtool.capture.errors import NoRuntime
+
+    try:
+        return look(heap=objects)
+    except NoRuntime:
+        if not objects:
+            raise
+        return look(heap=False)
+
+
 #: Bytes on disk of a core up to which its heap is looked at without being asked for: about two seconds.
 SMALL_CORE = 128 << 20
 

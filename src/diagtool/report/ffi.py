@@ -19,192 +19,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
-from diagtool.report.checked import checked_rows
+from diagtool.report.ffirows import Row, against, rows
 from diagtool.report.terminal import View, about, warnings
 from diagtool.report.text import Line, cells, clean, count, cut, pad, size, wrap
 from diagtool.snapshot.model import Snapshot
 
-__all__ = ["LIMIT", "document", "is_told", "lines"]
-
-Row = dict[str, Any]
+__all__ = ["LIMIT", "lines"]
 
 #: Rows of each part that are shown unless all are asked for.
 LIMIT = 15
-
-_TABLES: dict[str, dict[str, str]] = {
-    "libraries": {
-        "path": "text",
-        "name": "text",
-        "soname": "text?",
-        "build_id": "text?",
-        "version": "text?",
-        "version_from": "text?",
-        "address": "address",
-        "bytes": "number",
-        "role": "text",
-        "modules": "texts",
-        "needed_by": "texts",
-        "loaded_by": "text?",
-        "copies": "texts",
-        "on_disk": "text?",
-        "disk_build_id": "text?",
-        "writable_code": "number",
-        "executable_stack": "flag?",
-        "executable_stacks": "number",
-        "relocates_text": "flag?",
-        "relro": "text?",
-        "threads": "number",
-    },
-    "ffi_libraries": {"by": "text", "name": "text", "library": "text?", "count": "number"},
-    "callbacks": {
-        "library": "text",
-        "function": "text",
-        "count": "number",
-        "instances": "number",
-        "of": "text?",
-        "address": "address",
-        "file": "text?",
-        "line": "number?",
-    },
-    "ffi_functions": {"library": "text?", "symbol": "text?", "count": "number", "address": "address"},
-    "ffi_buffers": {
-        "kind": "text",
-        "type": "text",
-        "count": "number",
-        "bytes": "number",
-        "largest": "number",
-        "address": "address",
-    },
-    "ffi_memoryviews": {
-        "type": "text?",
-        "count": "number",
-        "exporters": "number",
-        "bytes": "number",
-        "largest": "number",
-        "address": "address",
-    },
-    "ffi_capsules": {
-        "name": "text?",
-        "count": "number",
-        "library": "text?",
-        "destructors": "number",
-        "address": "address",
-    },
-    "cffi_handles": {"stands_for": "text", "count": "number", "address": "address"},
-    "cffi_destructors": {
-        "function": "text",
-        "count": "number",
-        "address": "address",
-        "file": "text?",
-        "line": "number?",
-    },
-    "array_views": {
-        "type": "text",
-        "views": "number",
-        "bases": "number",
-        "view_bytes": "number",
-        "base_bytes": "number",
-        "bytes": "number",
-        "address": "address",
-    },
-    "native_threads": {
-        "tid": "number",
-        "name": "text",
-        "python": "flag",
-        "library": "text?",
-        "symbol": "text?",
-        "offset": "number?",
-        "via": "text?",
-        "running": "flag?",
-        "cpu": "number?",
-    },
-    "thread_pools": {
-        "pool": "text",
-        "library": "text",
-        "threads": "number",
-        "running": "number",
-        "limit": "text?",
-        "setting": "text?",
-    },
-}
-#: What JSON calls them.
-_NAMES = {
-    "libraries": "libraries",
-    "ffi_libraries": "loaded",
-    "callbacks": "callbacks",
-    "ffi_functions": "functions",
-    "ffi_buffers": "buffers",
-    "ffi_memoryviews": "memoryviews",
-    "ffi_capsules": "capsules",
-    "cffi_handles": "handles",
-    "cffi_destructors": "destructors",
-    "array_views": "array_views",
-    "native_threads": "threads",
-    "thread_pools": "pools",
-}
-#: What else a row of ffi_buffers may have, by its kind.
-_OF_BUFFERS = ("owned", "owned_bytes", "views", "foreign", "exports")
-_OF_PROCESSORS = ("cpus", "host", "allowed", "threads", "running")
 _ROLES = ("loaded", "preloaded", "extension", "dependency", "interpreter", "executable", "loader", "vdso")
 _MOST_PLACES = 3
 
 _Columns = Sequence[tuple[str, Callable[[Row], str]]]
-
-
-def is_told(snapshot: Snapshot) -> bool:
-    """Whether libraries were looked at when it was taken."""
-    return "libraries" in snapshot.tables
-
-
-def rows(snapshot: Snapshot, table: str) -> list[Row]:
-    """The rows of a table that make sense."""
-    found = checked_rows(snapshot, table, _TABLES[table])
-    if table == "ffi_buffers":
-        # What only one kind has may be missing.
-        whole = [
-            r
-            for r in snapshot.tables.get(table, ())
-            if isinstance(r, dict) and isinstance(r.get("type"), str)
-        ]
-        more = {(r["type"], r["address"]): r for r in whole if isinstance(r.get("address"), int)}
-        for row in found:
-            raw = more.get((row["type"], row["address"]), {})
-            row |= {k: raw[k] if _is_whole(raw.get(k)) else None for k in _OF_BUFFERS}
-    return found
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
-
-
-def _against(snapshot: Snapshot) -> Row | None:
-    """The row of processors and pools, with None for what makes no sense."""
-    row = next(iter(snapshot.tables.get("oversubscription", ())), None)
-    if not isinstance(row, dict):
-        return None
-    out: Row = {k: row[k] if _is_whole(row.get(k)) else None for k in _OF_PROCESSORS}
-    quota = row.get("quota")
-    fits = isinstance(quota, (int, float)) and not isinstance(quota, bool) and 0 <= quota < 1e9
-    out["quota"] = quota if fits else None
-    out["known_by"] = row["known_by"] if isinstance(row.get("known_by"), str) else None
-    return out
-
-
-def document(snapshot: Snapshot) -> dict[str, Any]:
-    """What only this JSON document has. Addresses are hex strings; ``heap``: Python's was looked at."""
-    out: dict[str, Any] = {"heap": "ffi_functions" in snapshot.tables}
-    for table, name in _NAMES.items():
-        out[name] = [
-            {k: hex(v) if _TABLES[table].get(k) == "address" else v for k, v in row.items()}
-            for row in rows(snapshot, table)
-        ]
-    out["processors"] = _against(snapshot)
-    return out
-
-
-# --- lines -------------------------------------------------------------------------------------------------
 
 
 def lines(snapshot: Snapshot, view: View) -> Iterator[Line]:
@@ -423,7 +251,7 @@ _PARTS: dict[str, _Columns] = {
 
 def _processors(snapshot: Snapshot) -> str | None:
     """How many there are for the threads of pools, and how that is known."""
-    row = _against(snapshot)
+    row = against(snapshot)
     if row is None or not row["cpus"]:
         return None
     return f"{count(row['cpus'], 'processor')} for these ({clean(row['known_by'] or 'not known how', 60)})"

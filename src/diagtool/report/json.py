@@ -15,9 +15,8 @@ from typing import Any
 
 from diagtool._version import __version__
 from diagtool.leaks.model import Cluster, Finding, Report, WaitingOn
-from diagtool.report import ffi as foreign
+from diagtool.report import ffirows, heapdetails
 from diagtool.report import handles as openfiles
-from diagtool.report import heapdetails
 from diagtool.report import memory as memorymap
 from diagtool.report.heap import TypeCount, Way
 from diagtool.report.nativeheap import document as native_heap
@@ -40,13 +39,20 @@ def schema(name: str) -> dict[str, Any]:
     return document
 
 
+def _head(name: str, about: Snapshot | Report) -> dict[str, Any]:
+    """What every document begins with."""
+    return {
+        "schema": f"diagtool.{name}/1",
+        "diagtool": __version__,
+        "target": _target(about.target),
+        "pause_ms": _milliseconds(about.pause_ms),
+    }
+
+
 def leaks(report: Report) -> dict[str, Any]:
     """The document of ``diagtool leaks``."""
     return {
-        "schema": "diagtool.leaks/1",
-        "diagtool": __version__,
-        "target": _target(report.target),
-        "pause_ms": _milliseconds(report.pause_ms),
+        **_head("leaks", report),
         "summary": {
             "stacks": report.summary.stacks,
             "clusters": report.summary.clusters,
@@ -69,10 +75,7 @@ def stacks(
     """The document of ``diagtool stacks``: the clusters, and if given every stack, the await tree, and the
     threads with their native frames (``report.native.rows``)."""
     document: dict[str, Any] = {
-        "schema": "diagtool.stacks/1",
-        "diagtool": __version__,
-        "target": _target(report.target),
-        "pause_ms": _milliseconds(report.pause_ms),
+        **_head("stacks", report),
         "clusters": [_cluster(c) for c in report.clusters],
         "warnings": list(report.warnings),
     }
@@ -93,10 +96,7 @@ def stacks(
 def heap(snap: Snapshot, rows: Sequence[TypeCount], ways: Sequence[Way] = ()) -> dict[str, Any]:
     """The document of ``diagtool heap``: a row a type, most bytes first; who keeps what was asked for."""
     return {
-        "schema": "diagtool.heap/1",
-        "diagtool": __version__,
-        "target": _target(snap.target),
-        "pause_ms": _milliseconds(snap.pause_ms),
+        **_head("heap", snap),
         "objects": sum(r.count for r in rows),
         "bytes": sum(r.bytes for r in rows),
         "types": [
@@ -130,10 +130,7 @@ def heap(snap: Snapshot, rows: Sequence[TypeCount], ways: Sequence[Way] = ()) ->
 def handles(snap: Snapshot, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The document of ``diagtool handles``: a row a descriptor, and the limits."""
     return {
-        "schema": "diagtool.handles/1",
-        "diagtool": __version__,
-        "target": _target(snap.target),
-        "pause_ms": _milliseconds(snap.pause_ms),
+        **_head("handles", snap),
         **openfiles.document(snap, rows),
         "warnings": list(snap.warnings),
     }
@@ -142,11 +139,8 @@ def handles(snap: Snapshot, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def ffi(snap: Snapshot) -> dict[str, Any]:
     """The document of ``diagtool ffi``: a list a part, addresses as hex."""
     return {
-        "schema": "diagtool.ffi/1",
-        "diagtool": __version__,
-        "target": _target(snap.target),
-        "pause_ms": _milliseconds(snap.pause_ms),
-        **_plain(foreign.document(snap)),
+        **_head("ffi", snap),
+        **_plain(ffirows.document(snap)),
         "warnings": list(snap.warnings),
     }
 
@@ -154,10 +148,7 @@ def ffi(snap: Snapshot) -> dict[str, Any]:
 def memory(snap: Snapshot) -> dict[str, Any]:
     """The document of ``diagtool memory``: a row an owner, and what allocators say."""
     return {
-        "schema": "diagtool.memory/1",
-        "diagtool": __version__,
-        "target": _target(snap.target),
-        "pause_ms": _milliseconds(snap.pause_ms),
+        **_head("memory", snap),
         **memorymap.document(snap),
         "warnings": list(snap.warnings),
     }
@@ -166,10 +157,7 @@ def memory(snap: Snapshot) -> dict[str, Any]:
 def signals(snap: Snapshot) -> dict[str, Any]:
     """The document of ``diagtool signals``: a row a signal, and what else bears on them."""
     return {
-        "schema": "diagtool.signals/1",
-        "diagtool": __version__,
-        "target": _target(snap.target),
-        "pause_ms": _milliseconds(snap.pause_ms),
+        **_head("signals", snap),
         **{key: _plain(value) for key, value in signal_table(snap, signal_rows(snap)).items()},
         "warnings": list(snap.warnings),
     }
