@@ -14,7 +14,8 @@ from diagtool.capture.elf import EM_X86_64, parse_notes
 from diagtool.capture.memory import PAGE
 from diagtool.capture.model import Mapping
 from diagtool.capture.notes import read_notes
-from diagtool.capture.slimcore import _both, _close_together, _Slim
+from diagtool.capture.segments import both
+from diagtool.capture.slimcore import _close_together, _Slim
 
 RANGES = st.lists(st.integers(0, 400), max_size=30, unique=True).map(
     lambda cuts: [(a * PAGE, b * PAGE) for a, b in zip(sorted(cuts)[::2], sorted(cuts)[1::2], strict=False)]
@@ -27,7 +28,7 @@ def pages(ranges: list[tuple[int, int]]) -> set[int]:
 
 @given(RANGES, RANGES)
 def test_what_is_in_both(some: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
-    assert pages(_both(some, others)) == pages(some) & pages(others)
+    assert pages(both(some, others)) == pages(some) & pages(others)
 
 
 @given(RANGES)

@@ -26,7 +26,7 @@ from diagtool.capture.corenotes import core_notes, left_out_note
 from diagtool.capture.corewriter import Sink, write_segments, written_to
 from diagtool.capture.memory import PAGE
 from diagtool.capture.model import Capture, Mapping
-from diagtool.capture.segments import merged
+from diagtool.capture.segments import both, merged
 
 __all__ = ["write_slim_core"]
 
@@ -64,14 +64,14 @@ class _Slim:
         seen = [*capture.memory.touched(), *_stacks(capture, order), *_libraries(capture)]
         seen += [(s.start, s.end) for s in _data_segments(order)]
         held = merged([(s.start, s.end) for s in capture.memory.segments])
-        own = _both(held, private)
+        own = both(held, private)
         size = _size(own)
         whole = size <= WHOLE and not capture.left_out
-        wanted = own if whole else _both(_close_together(merged(seen)), held)
+        wanted = own if whole else both(_close_together(merged(seen)), held)
         self._wanted = wanted
         self._files = {m.start for m in order.mappings if m.path.startswith("/") and _is_data(capture, m)}
         #: Bytes of the process's own memory that are not in it.
-        self.left_out = size - _size(_both(wanted, private)) + _size(capture.left_out)
+        self.left_out = size - _size(both(wanted, private)) + _size(capture.left_out)
 
     def present(self, mapping: Mapping) -> list[tuple[int, int]]:
         """Ranges of a mapping that belong into the core, sorted."""
@@ -84,7 +84,7 @@ class _Slim:
         if plan.is_anonymous(mapping):
             first = max(0, bisect_right(self._wanted, (mapping.start, mapping.end)) - 1)
             beyond = bisect_left(self._wanted, (mapping.end, mapping.end))
-            return _both(self._wanted[first:beyond], [(mapping.start, mapping.end)])
+            return both(self._wanted[first:beyond], [(mapping.start, mapping.end)])
         return [(mapping.start, mapping.start + PAGE)] if mapping.offset == 0 else []
 
     def zeros(self, mapping: Mapping) -> bool:
@@ -180,19 +180,4 @@ def _close_together(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
             out[-1] = (out[-1][0], high)
         else:
             out.append((low, high))
-    return out
-
-
-def _both(some: list[tuple[int, int]], others: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What is in both of two lists of sorted, disjoint ranges."""
-    out = []
-    i = j = 0
-    while i < len(some) and j < len(others):
-        low, high = max(some[i][0], others[j][0]), min(some[i][1], others[j][1])
-        if low < high:
-            out.append((low, high))
-        if some[i][1] < others[j][1]:
-            i += 1
-        else:
-            j += 1
     return out

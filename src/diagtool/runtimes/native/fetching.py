@@ -16,7 +16,7 @@ from diagtool.capture.model import Capture, Mapping
 from diagtool.capture.plan import is_anonymous
 from diagtool.capture.residency import Residency, own_pages
 from diagtool.capture.room import headroom
-from diagtool.capture.segments import merged, without
+from diagtool.capture.segments import both, merged, without
 from diagtool.runtimes.native.memorymap import Ranges
 
 __all__ = ["Fetched", "fetch"]
@@ -24,7 +24,6 @@ __all__ = ["Fetched", "fetch"]
 _AT_ONCE = 1 << 14  # pages fetched together
 _MOST_SHARED = 256 << 20  # bytes of shared memory that are looked through
 _MOST_UNFORKED = 1 << 20  # bytes that a fork leaves out, and that may have changed since
-_EVERYWHERE = [(0, 1 << 64)]
 #: Shared memory that may be a program's own: no files, whose pages have no use for its pointers.
 _SHARED = ("/dev/zero", "/dev/shm/", "/memfd:", "/SYSV", "/anon_hugepage")
 
@@ -48,7 +47,7 @@ def fetch(capture: Capture, private: Ranges) -> Fetched:
     if not capture.image:
         if capture.swapped:
             left_out += _absent(capture, private)
-        late, unseen = _own(_common(private, merged(left_out)), pid)
+        late, unseen = _own(both(private, merged(left_out)), pid)
         wanted = late
     else:
         unforked, unseen = _own(without(private, merged(capture.imaged)), pid)
@@ -56,7 +55,7 @@ def fetch(capture: Capture, private: Ranges) -> Fetched:
         # Of memory without a file all is here that is in memory.
         files = merged((m.start, m.end) for m in capture.mappings if not is_anonymous(m))
         absent = _absent(capture, private)
-        own, more = _own(absent if capture.swapped else _common(absent, files), capture.image_pid)
+        own, more = _own(absent if capture.swapped else both(absent, files), capture.image_pid)
         wanted, unseen = merged([*unforked, *own]), [*unseen, *more]
     missing = _load(capture, wanted, headroom())
     return Fetched([*missing, *unseen], _size(late), _shared(capture))
@@ -82,10 +81,6 @@ def _absent(capture: Capture, private: Ranges) -> Ranges:
 def _own(ranges: Ranges, pid: int) -> tuple[Ranges, Ranges]:
     whole = [(start & -PAGE, end + PAGE - 1 & -PAGE) for start, end in ranges]
     return own_pages(pid, whole) if whole else ([], [])
-
-
-def _common(ranges: Ranges, others: Ranges) -> Ranges:
-    return without(ranges, without(_EVERYWHERE, others))
 
 
 def _size(ranges: Ranges) -> int:
@@ -114,4 +109,4 @@ def _shared(capture: Capture) -> Ranges:
 
 
 def _within(ranges: Ranges, capture: Capture) -> Ranges:
-    return _common(merged(ranges), merged((s.start, s.end) for s in capture.memory.segments))
+    return both(merged(ranges), merged((s.start, s.end) for s in capture.memory.segments))

@@ -22,6 +22,7 @@ from diagtool.capture.corenotes import status_note
 from diagtool.capture.elf import EM_X86_64, ET_CORE, PT_NOTE
 from diagtool.capture.model import Capture, CapturedThread
 from diagtool.capture.modules import Module
+from diagtool.capture.segments import both, merged
 from diagtool.runtimes.native.stacks.demangle import demangle, language_of
 from diagtool.runtimes.native.stacks.model import NativeFrame, NativeStacks
 from diagtool.runtimes.native.stacks.resync import CallSites
@@ -344,29 +345,11 @@ def _needed(capture: Capture, threads: Sequence[CapturedThread]) -> list[Module]
     ends = np.array([m.end for m in modules], np.uint64)
     pointers = np.array([t.registers["rip"] for t in threads], np.uint64)
     wanted = np.zeros(len(modules), np.bool_)
-    low = [(t.registers["rsp"] & -8, t.registers["rsp"] + _LOOKED_AT & -8) for t in threads]
-    parts = [pointers]
-    segments = [(s.start, s.end) for s in capture.memory.segments]
-    for start, words in capture.memory.blocks(_common(sorted(low), segments)):
-        del start
-        parts.append(words)
-    for words in parts:
+    stacks = merged((t.registers["rsp"] & -8, t.registers["rsp"] + _LOOKED_AT & -8) for t in threads)
+    held = merged((s.start, s.end) for s in capture.memory.segments)
+    looked_at = [(low + 7 & -8, high & -8) for low, high in both(stacks, held)]
+    for words in (pointers, *(w for _, w in capture.memory.blocks([r for r in looked_at if r[0] < r[1]]))):
         at = np.searchsorted(starts, words, side="right") - 1
         good = (at >= 0) & (words < ends[np.maximum(at, 0)])
         wanted[at[good]] = True
     return [m for m, yes in zip(modules, wanted.tolist(), strict=True) if yes or m.path == "[vdso]"]
-
-
-def _common(wanted: Sequence[tuple[int, int]], held: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    out: list[tuple[int, int]] = []
-    number = 0
-    for low, high in wanted:
-        while number < len(held) and held[number][1] <= low:
-            number += 1
-        for start, end in held[number : number + 64]:
-            if start >= high:
-                break
-            lowest = max(start, low, out[-1][1] if out else 0)
-            if lowest < min(end, high):
-                out.append((lowest + 7 & -8, min(end, high) & -8))
-    return [(low, high) for low, high in out if low < high]
