@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import click
 
@@ -16,6 +16,8 @@ from diagtool.snapshot.model import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
+
+    from typing_extensions import Unpack
 
     from diagtool.capture.image import CloneMode
     from diagtool.capture.model import Capture
@@ -32,60 +34,38 @@ class Resolved:
     sources: Sources
 
 
-def resolve(
-    text: str,
-    *,
-    exe: str | None = None,
-    sysroot: str | None = None,
-    output: Path | None = None,
-    heap: bool = False,
-    why: str | None = None,
-    graph: bool | None = None,
-    values: str | None = None,
-    native: bool | None = None,
-    frames: bool = True,
-    unwinder: Unwinder = "auto",
-    debug_directories: Sequence[str] = (),
-    inventory: Collection[str] | None = None,
-    stacks: bool = True,
-    clone: CloneMode | None = None,
-    keep: Callable[[Capture], None] | None = None,
-    look: Callable[[Capture], None] | None = None,
-) -> Resolved:
-    """The snapshot of what ``text`` names, with ``heap`` its objects counted, with ``why`` who keeps some.
+class How(TypedDict, total=False):
+    """How a target is looked at: keyword arguments of :func:`diagtool.api.snapshot`, explained there."""
 
-    ``graph``: with what types, modules and containers keep; False: without looking for garbage.
-    ``values``: with examples of objects of types of this name.
+    exe: str | None
+    sysroot: str | None
+    heap: bool
+    why: str | None
+    graph: bool | None
+    values: str | None
+    native: bool | None
+    frames: bool
+    unwinder: Unwinder
+    debug_directories: Sequence[str]
+    inventory: Collection[str] | None
+    stacks: bool
+    clone: CloneMode | None
+    keep: Callable[[Capture], None] | None
+    look: Callable[[Capture], None] | None
 
-    ``native``: with the heap of the C library; without it as ``heap`` says. ``frames``:
-    with native frames (:func:`diagtool.api.snapshot`). ``inventory``: the parts of ``diagtool.inventory``
-    that are taken; without it all. ``stacks``: False leaves out threads, tasks and objects.
-    ``keep`` and ``look`` are given the capture when it is decoded. Raises TargetError or StoreError.
+
+def resolve(text: str, *, output: Path | None = None, **how: Unpack[How]) -> Resolved:
+    """The snapshot of what ``text`` names, looked at as ``how`` says.
+
     ``output`` is where the result will be written: never in the place of a core, of which there is one only.
+    Raises TargetError or StoreError.
     """
     kind = kind_of(text)
     if kind != "live" and output is not None and _is_same(text, output):
         raise click.UsageError(f"{output} is the file to be read. Name another one with -o.")
     with progress(f"{_DOING[kind]} {text}"):
-        snap = snapshot(
-            text,
-            exe=exe,
-            sysroot=sysroot,
-            heap=heap,
-            why=why,
-            graph=graph,
-            values=values,
-            native=native,
-            frames=frames,
-            unwinder=unwinder,
-            debug_directories=debug_directories,
-            inventory=inventory,
-            stacks=stacks,
-            clone=clone,
-            keep=keep,
-            look=look,
-        )
-    root = sysroot
+        snap = snapshot(text, **how)
+    root = how.get("sysroot")
     if root is None and kind == "live":
         root = f"/proc/{int(text)}/root"  # a target in another mount namespace has its sources there
     return Resolved(snap, Sources(snap.target, root))
