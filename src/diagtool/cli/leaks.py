@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from diagtool.cli.formats import FORMATS, FormatParam, Output, Shown, outputs, write_all
 from diagtool.cli.options import (
     all_option,
     clone_option,
     color_option,
     core_options,
-    format_option,
     heap_option,
     known_templates,
     native_options,
@@ -33,7 +33,15 @@ if TYPE_CHECKING:
 
 @click.command("leaks", short_help="Say what leaked or hangs, why, and how to fix it.")
 @target_argument("targets", metavar="TARGET...", nargs=-1, required=True)
-@format_option("terminal", "json")
+@click.option(
+    "--format",
+    "formats",
+    type=FormatParam(),
+    multiple=True,
+    metavar="NAME[=FILE]",
+    help=f"How to print it: {', '.join(FORMATS)}. Can be given several times, all but one with a file: "
+    "--format terminal --format json=leaks.json. Default: terminal.",
+)
 @output_option("Write the report to FILE instead of the standard output.")
 @click.option(
     "--fail-on",
@@ -58,7 +66,7 @@ if TYPE_CHECKING:
 @color_option
 def command(
     targets: tuple[str, ...],
-    output_format: str,
+    formats: tuple[Output, ...],
     output: Path | None,
     fail_on: Verdict | Literal["never"],
     min_count: int | None,
@@ -115,20 +123,18 @@ def command(
         2   wrong usage
         3   a target could not be read, or FILE not be written
     """
-    from diagtool.cli.output import print_lines, print_text, width
+    from diagtool.cli.output import width
     from diagtool.cli.progress import progress
     from diagtool.cli.target import looks_at_heap, resolve
     from diagtool.leaks import find_leaks
     from diagtool.leaks.series import SeriesError
-    from diagtool.report import json as documents
-    from diagtool.report import terminal
 
+    chosen = outputs(formats, output, targets)
     known = known_templates(templates)  # before the stop, which a mistake in them must not cost
     look = partial(
         resolve,
         exe=exe,
         sysroot=sysroot,
-        output=output,
         clone=clone,
         frames=native is not False,
         unwinder=unwinder,
@@ -148,11 +154,20 @@ def command(
     if unsure and _has_more(targets[0], resolved[0].snapshot):
         resolved = [look(targets[0], heap=True)]
         report = judged()
-    if output_format == "json":
-        print_text(documents.dumps(documents.leaks(report)), output)
-    else:
-        view = terminal.View(width(output), verbose, everything, resolved[-1].sources)
-        print_lines([*terminal.leaks(report, view), *_hint(targets[-1], resolved[-1].snapshot)], output)
+    last = resolved[-1]
+
+    def shown(where: Output) -> Shown:
+        return Shown(
+            report,
+            [r.snapshot for r in resolved],
+            last.sources,
+            width(where.file),
+            verbose,
+            everything,
+            tuple(_hint(targets[-1], last.snapshot)),
+        )
+
+    write_all(chosen, shown)
     # Verdicts are ordered: "likely" is about proven ones, too.
     return 1 if fail_on != "never" and report.at_least(fail_on) else 0
 
