@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from diagtool.leaks.model import is_internal, is_own
 from diagtool.snapshot.model import Frame, Snapshot, Thing
+from diagtool.snapshot.names import without_arguments
 
 __all__ = ["circle_of", "in_words"]
 
@@ -82,5 +83,5 @@ def _words(frame: Frame) -> str:
     library = f" of {frame.library.rpartition('/')[2]}" if frame.library else ""
     line = f" ({frame.file.rpartition('/')[2]}:{frame.line})" if frame.line and frame.file else ""
     # Of C++ without the arguments, which are long.
-    name = frame.function.partition("(")[0] or frame.function
+    name = without_arguments(frame.function)
     return f"{name}{library}{line}"

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Literal
 
 from diagtool.snapshot.model import Frame, Target
+from diagtool.snapshot.names import without_arguments
 
 Verdict = Literal["proven", "likely", "suspect"]
 
@@ -65,7 +66,7 @@ _INTERNAL = (
     *("libstdc++", "libgcc_s", "libc++"),
 )
 #: What C++ puts between a program's own functions.
-_PLUMBING = ("std::", "__gnu_cxx::", "void std::", "__invoke", "_M_", "operator()")
+_PLUMBING = ("std::", "__gnu_cxx::", "void std::", "__invoke", "_M_")
 #: Bindings, which are all templates and whose frames are many.
 _BINDINGS = ("pybind11::", "nanobind::", "boost::python::")
 _HEADERS = ("/usr/include/", "/include/c++/", "/pybind11/", "/nanobind/", "/boost/python/")
@@ -77,7 +78,7 @@ def is_internal(frame: Frame) -> bool:
     if frame.library is None:
         return False
     name = frame.library.rpartition("/")[2]
-    function = frame.function.partition("(")[0]
+    function = without_arguments(frame.function)
     plumbing = function.startswith(_PLUMBING) or any(part in function for part in _BINDINGS)
     plumbing = plumbing or any(part in frame.file for part in _HEADERS)
     return plumbing or name.startswith(_INTERNAL)

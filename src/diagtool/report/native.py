@@ -17,13 +17,16 @@ import numpy as np
 
 from diagtool.leaks.cluster import frames_of
 from diagtool.leaks.model import MAX_EXAMPLES, is_internal
-from diagtool.report.terminal import View, about, doing, frame_lines, warnings
+from diagtool.report.terminal import View, about, doing, frame_lines, labelled, thing, warnings
 from diagtool.report.text import Line, cells, clean, count
-from diagtool.snapshot.model import KIND, STATES, Frame, Snapshot
+from diagtool.snapshot.model import KIND, STATES, Frame, Snapshot, Thing
+from diagtool.snapshot.names import without_arguments
 
 __all__ = ["Shown", "lines", "rows"]
 
 _MAX_BLOCKS = 200
+_MAX_THINGS = 3
+_MAX_LOOKED_AT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Shown:
 
 
 def _matches(frame: Frame, pattern: str) -> bool:
-    names = [frame.function, frame.function.partition("(")[0]]
+    names = [frame.function, without_arguments(frame.function)]
     place = frame.library or frame.file
     names += [place, place.rpartition("/")[2], frame.module or ""]
     return any(fnmatchcase(name, pattern) for name in names)
@@ -90,11 +93,25 @@ def lines(snapshot: Snapshot, shown: Shown, view: View) -> Iterator[Line]:
         every = frames_of(snapshot, node)
         kept = shown.kept(every)
         yield from frame_lines(kept, view, len(every) - len(kept))
+        yield from _things(snapshot, mine.tolist(), view)
         yield []
     if len(order) > _MAX_BLOCKS and not view.idle:
         yield [(f"… {count(len(order) - _MAX_BLOCKS, 'stack')} more (--all)", "label")]
     yield from warnings(snapshot.warnings, view)
     yield [(count(len(threads), "thread"), "count"), (about(snapshot.target, snapshot.pause_ms), "")]
+
+
+def _things(snapshot: Snapshot, mine: Sequence[int], view: View) -> Iterator[Line]:
+    """What the threads wait on: one line a thing, of timers and of more than a few none."""
+    found: dict[str, Thing] = {}
+    for row in mine[:_MAX_LOOKED_AT]:
+        waited = snapshot.stack(row).thing
+        if waited is not None and (waited.address or waited.detail):
+            found.setdefault(thing(waited), waited)
+    for number, text in enumerate(list(found)[:_MAX_THINGS]):
+        yield from labelled("" if number else "waits on", text, view)
+    if len(found) > _MAX_THINGS:
+        yield from labelled("", f"… {count(len(found) - _MAX_THINGS, 'thing')} more", view)
 
 
 def _head(snapshot: Snapshot, mine: Sequence[int], does: str, view: View) -> Line:

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from diagtool.leaks.model import NO_STACKS, VERDICTS, Cluster, Finding, Report, WaitingOn, is_own
 from diagtool.report.sources import Sources
 from diagtool.report.text import MIN_WIDTH, Line, cells, clean, count, cut, duration, pad, size, wrap
-from diagtool.snapshot.model import Frame, Target
+from diagtool.snapshot.model import Frame, Target, Thing
+from diagtool.snapshot.names import without_arguments
 
 #: Findings shown before the rest is only counted.
 MAX_FINDINGS = 50
@@ -137,8 +138,10 @@ def place(frame: Frame, full: bool = False) -> str:
     return clean(file) if frame.line is None else f"{clean(file)}:{frame.line}"
 
 
-def thing(waiting_on: WaitingOn) -> str:
+def thing(waiting_on: WaitingOn | Thing) -> str:
     """What is waited on, in words: ``asyncio.Queue 0x7f3a… (empty, 10,000 getters)``."""
+    if not waiting_on.address and waiting_on.detail.startswith(waiting_on.type):
+        return clean(waiting_on.detail, 500)  # fd 3 …
     text = clean(waiting_on.type)
     if waiting_on.address:
         text += f" 0x{waiting_on.address:x}"
@@ -213,29 +216,29 @@ def _finding(finding: Finding, view: View) -> Iterator[Line]:
         yield head
         yield [(_INDENT + template, "template")]
     if view.verbose and finding.title:
-        yield from _labelled("what", finding.title, view)
+        yield from labelled("what", finding.title, view)
     yield from frames(finding.frames, view)
     if finding.waiting_on is not None:
         label = "object" if finding.kind in NO_STACKS else "waits on"
-        yield from _labelled(label, thing(finding.waiting_on), view)
+        yield from labelled(label, thing(finding.waiting_on), view)
     yield from _times(finding, view)
     if finding.created_by:
         own = next((f for f in finding.created_by if is_own(f)), finding.created_by[0])
-        yield from _labelled("created", f"{place(own, view.verbose)} in {_name(own)}", view)
+        yield from labelled("created", f"{place(own, view.verbose)} in {_name(own)}", view)
     names = [clean(name, 60) for name in finding.examples if name]
     if names:
         more = finding.count - len(names)
-        yield from _labelled("named", ", ".join(names) + (" …" if more > 0 else ""), view)
+        yield from labelled("named", ", ".join(names) + (" …" if more > 0 else ""), view)
     for i, holder in enumerate(finding.held_by[: None if view.verbose else 1]):
-        yield from _labelled("" if i else "held by", holder, view)
+        yield from labelled("" if i else "held by", holder, view)
     for i, reason in enumerate(finding.evidence[: None if view.verbose else _MAX_EVIDENCE]):
-        yield from _labelled("" if i else "why", reason, view)
+        yield from labelled("" if i else "why", reason, view)
     if view.verbose and finding.cause:
-        yield from _labelled("cause", finding.cause, view)
+        yield from labelled("cause", finding.cause, view)
     if finding.fix:
-        yield from _labelled("fix", finding.fix, view, "fix")
+        yield from labelled("fix", finding.fix, view, "fix")
     if finding.runbook:
-        yield from _labelled("runbook", finding.runbook, view)
+        yield from labelled("runbook", finding.runbook, view)
 
 
 def _times(finding: Finding, view: View) -> Iterator[Line]:
@@ -245,7 +248,7 @@ def _times(finding: Finding, view: View) -> Iterator[Line]:
     if finding.age_seconds is not None:
         since.append(f"the oldest is {duration(finding.age_seconds)} old")
     if since:
-        yield from _labelled("since", ", ".join(since), view)
+        yield from labelled("since", ", ".join(since), view)
     if finding.trend is not None:
         counts = " → ".join(f"{n:,}" for n in finding.trend.counts[-6:])
         text = counts  # rows of tables are not told apart
@@ -254,7 +257,7 @@ def _times(finding: Finding, view: View) -> Iterator[Line]:
         last = finding.trend.seconds[-1] if finding.trend.seconds else float("nan")
         if last == last:
             text += f", over {duration(last)}"
-        yield from _labelled("trend", text, view)
+        yield from labelled("trend", text, view)
 
 
 def _idle(cluster: Cluster, view: View) -> Iterator[Line]:
@@ -270,7 +273,8 @@ def _idle(cluster: Cluster, view: View) -> Iterator[Line]:
         yield from frames(cluster.frames, view)
 
 
-def _labelled(label: str, text: str, view: View, style: str = "") -> Iterator[Line]:
+def labelled(label: str, text: str, view: View, style: str = "") -> Iterator[Line]:
+    """Lines below a head: what it is, and what there is to say, wrapped."""
     for i, part in enumerate(wrap(clean(text, 2000), view.width - len(_INDENT) - _LABEL)):
         yield [(_INDENT + pad("" if i else label, _LABEL), "label"), (part, style)]
 
@@ -297,7 +301,7 @@ def _name(frame: Frame, full: bool = False) -> str:
     # Qualified names of nested functions are long and say little: main.<locals>.worker is worker.
     name = frame.function.rpartition("<locals>.")[2] or "?"
     if frame.library is not None and not full:
-        name = name.partition("(")[0] or name  # arguments of C++, as long as they are
+        name = without_arguments(name)  # as long as they are
     return clean(name, 100)
 
 

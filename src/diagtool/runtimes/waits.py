@@ -67,7 +67,10 @@ class KernelWaits:
         if lock is not None:
             return self.ended(lock[0], lock[1], thread, call)
         name = "sleep" if call == "sleep" else CALLS.get(call, call)
-        return self.ended(name, self.thing(thread, call), thread, call)
+        thing = self.thing(thread, call)
+        if thing is None and call == "futex" and thread.syscall_args and thread.syscall_args[0]:
+            thing = Thing(thread.syscall_args[0], "futex")
+        return self.ended(name, thing, thread, call)
 
     def call(self, thread: CapturedThread) -> str | None:
         """What kind of waiting the system call is that a thread is in (``syscalls.blocking_call``)."""
