@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diagtool.runtimes.native.stacks.demangle import demangle, language_of
+from diagtool.capture.demangle import demangle, language_of
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,12 @@ from diagtool.runtimes.native.stacks.demangle import demangle, language_of
             "test::<Foo as>::call",
             "rust",
         ),
+        (
+            "_ZN3std2rt10lang_start28_$u7b$$u7b$closure$u7d$$u7d$17hb6e30565f2a810ddE.llvm.1764614",
+            "std::rt::lang_start::{{closure}}",
+            "rust",
+        ),
+        ("_RNvCskwGfYPst2Cb_3foo3bar.llvm.17646", "foo::bar", "rust"),
         ("pthread_mutex_lock@GLIBC_2.2.5", "pthread_mutex_lock", "c"),
         ("__GI___nanosleep", "__nanosleep", "c"),
         ("_Znonsense", "_Znonsense", "c++"),

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from diagtool.capture.demangle import demangle
 from diagtool.capture.model import Capture, CapturedThread, Mapping
 from diagtool.capture.signals import SignalInfo, name_of
 from diagtool.snapshot.model import Snapshot
@@ -203,7 +204,8 @@ def _frame(capture: Capture, thread: CapturedThread | None) -> Row:
     if module is not None:
         row["library"] = module.path
         found = module.symbol_at(address)
-        row["symbol"], row["offset"] = found if found is not None else (None, address - module.bias)
+        symbol, row["offset"] = found if found is not None else (None, address - module.bias)
+        row["symbol"] = None if symbol is None else demangle(symbol)
     return row
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from diagtool.capture.demangle import demangle
 from diagtool.capture.model import Capture
 from diagtool.capture.modules import Module
 from diagtool.capture.signalmasks import read_masks
@@ -233,7 +234,8 @@ def _handler(known: _Known, number: int, action: Disposition | None) -> Row:
     if module is not None:
         row["library"] = module.path
         found = module.symbol_at(action.handler)
-        row["symbol"], row["offset"] = found if found is not None else (None, action.handler - module.bias)
+        symbol, row["offset"] = found if found is not None else (None, action.handler - module.bias)
+        row["symbol"] = None if symbol is None else demangle(symbol)
     row["owner"] = _owner(known, number, action.handler, module, row["symbol"])
     return row
 

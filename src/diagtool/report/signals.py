@@ -142,7 +142,7 @@ def lines(snapshot: Snapshot, found: Sequence[Row], view: View) -> Iterator[Line
     head = ("signal", "the kernel calls", "Python has" if python else "")
     names = max(cells(line[0]) for line in [head, *table])
     kernel = max(cells(line[1]) for line in [head, *table])
-    kernel = kernel if view.verbose else min(kernel, _KERNEL)
+    kernel = kernel if view.verbose else min(kernel, _KERNEL if python else view.width - names - 4)
     if table:
         yield [(f"{pad(head[0], names)}  {pad(head[1], kernel)}  {head[2]}".rstrip(), "label")]
     for row, (name, does, believes) in zip(shown, table, strict=True):

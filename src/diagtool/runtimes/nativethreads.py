@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from diagtool.capture.demangle import demangle
 from diagtool.capture.model import Capture, CapturedThread
-from diagtool.runtimes.native.stacks.demangle import demangle
 from diagtool.runtimes.native.starts import thread_starts
 from diagtool.snapshot.model import Snapshot
 

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diagtool.capture.corenotes import status_note
+from diagtool.capture.demangle import demangle, language_of
 from diagtool.capture.elf import EM_X86_64, ET_CORE, PT_NOTE
 from diagtool.capture.model import Capture, CapturedThread
 from diagtool.capture.modules import Module
 from diagtool.capture.segments import both, merged
-from diagtool.runtimes.native.stacks.demangle import demangle, language_of
 from diagtool.runtimes.native.stacks.model import NativeFrame, NativeStacks
 from diagtool.runtimes.native.stacks.resync import CallSites
 from diagtool.runtimes.native.stacks.unwindsections import as_drgn_reads_it

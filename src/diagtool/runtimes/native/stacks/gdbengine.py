@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from diagtool.capture.corewriter import SparseFile
+from diagtool.capture.demangle import demangle, language_of
 from diagtool.capture.model import Capture, CapturedThread
 from diagtool.capture.modules import Module
 from diagtool.capture.slimcore import write_slim_core
-from diagtool.runtimes.native.stacks.demangle import demangle, language_of
 from diagtool.runtimes.native.stacks.model import NativeFrame, NativeStacks
 from diagtool.runtimes.native.stacks.resync import CallSites
 

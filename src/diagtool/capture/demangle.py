@@ -20,6 +20,8 @@ _RUST_LEGACY = re.compile(r"^(.*)::h[0-9a-f]{16}$")
 _RUST_ESCAPES = {
     "$SP$": "@", "$BP$": "*", "$RF$": "&", "$LT$": "<", "$GT$": ">", "$LP$": "(", "$RP$": ")", "$C$": ",",
 }  # fmt: skip
+#: What LLVM puts behind the name of a function that it has moved between modules; only C++ knows it.
+_LLVM_SUFFIX = re.compile(r"\.llvm\.[0-9A-F]+$")
 _RUST_UNICODE = re.compile(r"\$u([0-9a-f]{1,6})\$")
 
 
@@ -37,6 +39,8 @@ def demangle(symbol: str) -> str:
     if len(name) > _LONGEST:
         return name[:_LONGEST_SHOWN]
     shown = name
+    if language_of(name) == "rust":
+        name = _LLVM_SUFFIX.sub("", name)
     if name.startswith("_R"):
         shown = _rust(name) or name
     elif name.startswith("_Z"):
@@ -90,5 +94,5 @@ def _unescaped(name: str) -> str:
     for escape, sign in _RUST_ESCAPES.items():
         name = name.replace(escape, sign)
     name = _RUST_UNICODE.sub(lambda m: chr(min(int(m.group(1), 16), 0x10FFFF)), name)
-    parts = [part.removeprefix("_") if part.startswith("_<") else part for part in name.split("::")]
+    parts = [part.removeprefix("_") if part.startswith(("_<", "_{")) else part for part in name.split("::")]
     return "::".join(parts).replace("..", "::")
