@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from diagtool.capture.model import Capture
 from diagtool.runtimes.cpython.context import Context
 from diagtool.runtimes.cpython.extensions import add_extensions
+from diagtool.runtimes.cpython.frames.coderows import add_code_rows
 from diagtool.runtimes.cpython.frames.codes import Codes
 from diagtool.runtimes.cpython.greenlets.decode import add_greenlets
 from diagtool.runtimes.cpython.liveness.holders import hold_stacks
@@ -100,6 +101,7 @@ def _decode(
     holder = _hold(ctx, interpreters, tasks)
     if work is not None:
         work.look_late(tasks.tasks.address)
+    add_code_rows(ctx)
     snapshot = ctx.builder.finish()
     rows = slice(tasks.first, tasks.first + len(tasks.tasks))
     snapshot.stacks.holder[rows] = holder

@@ -43,6 +43,8 @@ class Codes:
         self.objects = objects
         self._codes: dict[int, Code | None] = {}
         self._type = 0  # address of the code type, once known
+        #: Code objects that frames were made of, with their qualified names.
+        self.used: dict[int, str] = {}
 
     def get(self, address: int) -> Code | None:
         """The code object at ``address``, or None if there is none."""
@@ -125,6 +127,7 @@ class Codes:
         name = code.qualname
         if qualname and self.objects.version < (3, 11) and qualname.rpartition(".")[2] == code.name:
             name = qualname
+        self.used.setdefault(address, name)
         return Frame(name, code.filename, self.line(code, offset), module)
 
     def code_like(self, addresses: U64) -> NDArray[np.bool_]:
