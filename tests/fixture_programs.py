@@ -436,6 +436,7 @@ _ALL = [
     _heap("e03", "e03_native_blocks_lost.py", "E03", "leak leak2 leak3 leak4", 6, 2000),
     _heap("e04", "e04_callbacks_kept.py", "E04", "leak leak2", 3, 1500),
     _heap("e05", "e05_handles_kept.py", "E05,E03", "leak leak2", 3, 1500, requirements=("cffi",)),
+    _native("e04b", "e04_callback_blocked.py", "E04", "leak leak2", 4),
     _native("e06", "e06_gil_held.py", "E06", "leak leak2", 3),
     _native("e07", "e07_gil_and_mutex.py", "E07", "leak leak2 leak3 leak4", 4, 3),
     _native("e07x", "e07_extension.py", "E07", "leak leak2", 1),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from made_stacks import World
 
 from diagtool.leaks import find_leaks
+from diagtool.leaks.callbacks import callback_of
 from diagtool.leaks.model import Finding
-from diagtool.snapshot.model import Thing
+from diagtool.snapshot.model import Frame, Thing
 
 THREAD = "threading.py:Thread.run:1"
 
@@ -110,3 +112,48 @@ def test_whoever_blocks_shortly_or_alone_or_on_a_file_is_not() -> None:
         w = World()
         holder(w, wait, detail, others, left)
         assert judged(w) == []
+
+
+def native(*libraries: str) -> list[Frame]:
+    return [Frame("called", "", None, None, "native", library) for library in libraries]
+
+
+PYTHON = Frame("on_message", "app.py", 3)
+
+
+@pytest.mark.parametrize(
+    ("frames", "library"),
+    [
+        ([PYTHON, *native("/lib/libffi.so.8", "/opt/libbus.so", "/lib/libc.so.6")], "/opt/libbus.so"),
+        ([*native("/lib/libc.so.6"), PYTHON, *native("_ctypes.so", "libffi.so.8", "libbus.so")], "libbus.so"),
+        ([PYTHON, *native("libffi.so.8", "libbus.so", "libffi.so.8", "_ctypes.so"), PYTHON], "libbus.so"),
+        ([PYTHON, *native("libffi.so.8", "libc.so.6")], None),  # a thread that begins in Python
+        ([*native("libffi.so.8", "libbus.so"), PYTHON], None),  # Python called it
+        ([PYTHON, *native("libbus.so", "libc.so.6")], None),
+        ([PYTHON], None),
+        ([], None),
+    ],
+)
+def test_whose_callback_a_python_function_is(frames: list[Frame], library: str | None) -> None:
+    assert callback_of(frames) == library
+
+
+def in_callback(w: World, **thing: object) -> None:
+    lock = w.thing("threading.Lock", **thing)
+    frames = [PYTHON, *native("libffi.so.8", "/opt/libbus.so", "libc.so.6")]
+    merged = w.builder.trace(frames[::-1])
+    w.threads(1, "threading.Lock.acquire", "app.py:on_message:3", lock, address=0x5000, merged=merged)
+
+
+def test_a_callback_that_waits_for_a_lock_of_nobody_holds_the_librarys_thread() -> None:
+    w = World()
+    in_callback(w, owner_alive=False)
+    (finding,) = judged(w)
+    assert (finding.template, finding.verdict) == ("callback-blocked", "likely")
+    assert "/opt/libbus.so called Python" in finding.evidence[0]
+
+
+def test_a_callback_that_waits_for_a_lock_of_somebody_is_nothing() -> None:
+    w = World()
+    in_callback(w, owner_alive=True)
+    assert judged(w) == []

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from diagtool.leaks.callbacks import TRAMPOLINES
 from diagtool.leaks.model import is_internal, is_own
 from diagtool.snapshot.model import Frame, Snapshot, Thing
 from diagtool.snapshot.names import without_arguments
 
 __all__ = ["circle_of", "in_words"]
 
-#: Libraries through which others are called.
-_TRAMPOLINES = ("libffi", "_ctypes", "_cffi_backend")
 _MOST_NAMED = 8  # threads of one circle
 
 
@@ -76,7 +75,7 @@ def _place(snapshot: Snapshot, row: int) -> str:
 
 def _says_something(frame: Frame) -> bool:
     name = (frame.library or "").rpartition("/")[2]
-    return not is_internal(frame) and not frame.function.startswith("+") and not name.startswith(_TRAMPOLINES)
+    return not is_internal(frame) and not frame.function.startswith("+") and not name.startswith(TRAMPOLINES)
 
 
 def _words(frame: Frame) -> str:

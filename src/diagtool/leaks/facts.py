@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diagtool.leaks.callbacks import callback_of
 from diagtool.leaks.circles import circle_of, in_words
 from diagtool.leaks.cluster import Clusters, things_of
 from diagtool.leaks.condition import Condition
@@ -136,6 +137,9 @@ class Facts:
         tid = int(s.address[row])
         if path == "served":
             return tid in self._serving or s.name[row] in self._serving
+        if path == "callback_of":
+            stack = self.snapshot.stack(row)
+            return callback_of(stack.merged or stack.frames)
         if path == "main":
             return tid == self.snapshot.target.pid
         info = self._threads.get(row)
@@ -304,6 +308,8 @@ class Facts:
             return self.peers(rows)
         if path == "circle":
             return in_words(self.snapshot, self.circle(rows)) or None
+        if path == "callback_of":
+            return self._thread_fact(int(rows[0]), path)
         if head == "workers":
             return self._worker_fact(rows, rest)
         if path == "process.executors":

@@ -15,7 +15,7 @@ from diagtool.snapshot.model import KINDS, STATES
 #: Facts of one stack, for ``stack`` conditions. What each means is in docs/templates.md.
 STACK_FACTS = (
     "name wait age_seconds wait_seconds timeout_left awaited served stuck held holder owner daemon main "
-    "running_loop deadlocked pooled holds_gil waits_for_gil python"
+    "running_loop deadlocked pooled holds_gil waits_for_gil python callback_of"
 ).split()
 #: Facts of all stacks of a would-be finding together, for ``group`` conditions.
 GROUP_FACTS = (
