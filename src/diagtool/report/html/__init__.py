@@ -1,0 +1,29 @@
+"""``diagtool leaks --format html``: one page that holds everything, for passing on.
+
+:func:`page` gives the text of the file. The page asks no network for anything, runs only the scripts that
+are in it (content security policy with their hashes), and shows what came from the target as text, never as
+markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diagtool.leaks.model import Report
+    from diagtool.report.sources import Sources
+    from diagtool.snapshot.model import Snapshot
+
+__all__ = ["page"]
+
+
+def page(report: Report, snapshots: Sequence[Snapshot], sources: Sources | None = None) -> str:
+    """The whole file, at most ``data.MOST_BYTES``. ``snapshots``: what was judged, oldest first.
+
+    ``sources`` gives the lines beside the frames of findings.
+    """
+    from diagtool.report.html.data import document
+    from diagtool.report.html.page import assembled, head
+
+    return assembled(lambda room: document(report, snapshots, sources, room), head(report))

@@ -1,0 +1,110 @@
+"""What a page shows, as plain JSON: pictures, tables and findings, in words wherever these are needed."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from diagtool._version import __version__
+from diagtool.leaks.model import VERDICTS, Report
+from diagtool.report.html import amounts, runbook
+from diagtool.report.html.findings import findings
+from diagtool.report.html.flame import flame
+from diagtool.report.html.frames import Frames
+from diagtool.report.html.limits import Limits
+from diagtool.report.html.series import growth
+from diagtool.report.html.tables import tables
+from diagtool.report.html.waits import waits
+from diagtool.report.sources import Sources
+from diagtool.report.text import clean, count
+from diagtool.snapshot.model import Snapshot, Target
+
+__all__ = ["document", "subject", "verdict_line"]
+
+#: Of one text: longer ones are no names.
+_MOST_TEXT = 4_000
+
+
+def document(
+    report: Report, snapshots: Sequence[Snapshot], sources: Sources | None, limits: Limits
+) -> dict[str, Any]:
+    """Everything the page's script needs. All text is clean: no control or direction characters."""
+    last = snapshots[-1]
+    frames = Frames(limits.frames, sources)
+    shown = report.findings[: limits.findings]
+    page = {
+        "diagtool": __version__,
+        "verdict": verdict_line(report),
+        "subject": subject(report.target),
+        "facts": _facts(report, last),
+        "by_verdict": {v: report.summary.by_verdict.get(v, 0) for v in VERDICTS},
+        "findings": findings(shown, frames),
+        "findings_left_out": len(report.findings) - len(shown),
+        "waits": waits(last, report, limits.waits),
+        "flame": flame(last, limits.flame),
+        "heap": amounts.heap(last, limits.tiles),
+        "kept": amounts.kept(last, limits.tiles),
+        "memory": amounts.memory(last, limits.tiles),
+        "growth": growth(snapshots, limits.lines),
+        "tables": tables(last, report, frames, limits),
+        "warnings": list(report.warnings[: limits.rows]),
+        "frames": frames.rows,
+    }
+    runbooks = {f.template: runbook.nodes(f.template) for f in shown if f.template}
+    return {**{key: _clean(value) for key, value in page.items()}, "runbooks": runbooks}
+
+
+def verdict_line(report: Report) -> str:
+    """What the page says first: ``2 leaks proven, 1 likely``, ``Nothing found``."""
+    said = [f"{report.summary.by_verdict[v]:,} {v}" for v in VERDICTS if report.summary.by_verdict.get(v)]
+    if not said:
+        return "No leak found"
+    return f"{count(report.summary.findings, 'finding')}: {', '.join(said)}"
+
+
+def subject(target: Target) -> str:
+    """What was looked at, in a few words: ``service.py, pid 4242``."""
+    words = [clean(posixpath.basename(w), 60) for w in target.cmdline[:3]]
+    script = next((w for w in words[1:] if not w.startswith("-")), words[0] if words else "")
+    name = script or clean(posixpath.basename(target.exe or ""), 60) or "a process"
+    where = "core of pid" if target.kind == "core" else "pid"
+    return f"{name}, {where} {target.pid}" if target.pid is not None else name
+
+
+def _facts(report: Report, snapshot: Snapshot) -> list[list[str]]:
+    target = report.target
+    summary = report.summary
+    runtime = target.runtime + (f" ({target.flavour})" if target.flavour not in ("", "release") else "")
+    crash = target.details.get("crash")
+    ended = crash.get("text") if isinstance(crash, dict) else None
+    facts = [
+        ("Command", " ".join(target.cmdline)),
+        ("Ended by", ended if isinstance(ended, str) else ""),
+        ("Runtime", runtime),
+        ("Host", target.host or ""),
+        ("Taken", _moment(target.captured_at)),
+        ("Started", _moment(target.start_time)),
+        ("Stopped for", "" if report.pause_ms is None else f"{report.pause_ms:.1f} ms"),
+        ("Stacks", f"{summary.stacks:,} in {count(summary.clusters, 'cluster')}"),
+        ("diagtool", __version__),
+    ]
+    return [[label, text] for label, text in facts if text]
+
+
+def _moment(seconds: float | None) -> str:
+    if seconds is None or not 0 < seconds < 1e11:
+        return ""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value, _MOST_TEXT)
+    if isinstance(value, dict):
+        return {key: _clean(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(v) for v in value]
+    return value
+
