@@ -139,12 +139,6 @@ def snapshot(
         return read_evidence(os.fspath(target))  # type: ignore[arg-type]
     if not stacks:
         return _outline(target, exe, sysroot, inventory)
-    from diagtool.inventory import add_inventory
-    from diagtool.inventory.crash import add_crash
-    from diagtool.runtimes.decode import decode
-    from diagtool.runtimes.nativethreads import add_native_threads
-    from diagtool.runtimes.owners import add_owners
-
     native = heap if native is None else native
     mode = clone or ("auto" if heap or native or why is not None else "never")
     # Who asks for signals asks for their handlers, which only an image tells, of a small process too.
@@ -152,34 +146,69 @@ def snapshot(
     with capture(target, exe=exe, sysroot=sysroot, clone=mode, image_from=image_from) as captured:
         if keep is not None:
             captured.memory.watch()
-        try:
-            snap = decode(
-                captured,
-                heap=heap,
-                why=why,
-                graph=graph,
-                values=values,
-                native=native,
-                frames=frames,
-                unwinder=unwinder,
-                debug_directories=debug_directories,
-            )
-            if inventory is None or inventory:
-                add_native_threads(captured, snap)
-            if inventory is None or "memory" in inventory:
-                add_owners(captured, snap)
-            add_crash(captured, snap)
-            add_inventory(captured, snap, inventory)
-        except TargetError as error:
-            # What was missing when it was opened, a core cut off, say, is most likely why.
-            if captured.warnings:
-                error.hint = f"{captured.warnings[0].rstrip('.')}. {error.hint}"
-            raise
+        snap = snapshot_of(
+            captured,
+            heap=heap,
+            why=why,
+            graph=graph,
+            values=values,
+            native=native,
+            frames=frames,
+            unwinder=unwinder,
+            debug_directories=debug_directories,
+            inventory=inventory,
+        )
         if look is not None:
             look(captured)
         if keep is not None:
             keep(captured)
         return snap
+
+
+def snapshot_of(
+    captured: Capture,
+    *,
+    heap: bool = False,
+    why: str | None = None,
+    graph: bool | None = None,
+    values: str | None = None,
+    native: bool = False,
+    frames: bool = True,
+    unwinder: Unwinder = "auto",
+    debug_directories: Sequence[str] = (),
+    inventory: Collection[str] | None = None,
+) -> Snapshot:
+    """The decoded state of what was captured already; the capture stays open. See :func:`snapshot`."""
+    from diagtool.inventory import add_inventory
+    from diagtool.inventory.crash import add_crash
+    from diagtool.runtimes.decode import decode
+    from diagtool.runtimes.nativethreads import add_native_threads
+    from diagtool.runtimes.owners import add_owners
+
+    try:
+        snap = decode(
+            captured,
+            heap=heap,
+            why=why,
+            graph=graph,
+            values=values,
+            native=native,
+            frames=frames,
+            unwinder=unwinder,
+            debug_directories=debug_directories,
+        )
+        if inventory is None or inventory:
+            add_native_threads(captured, snap)
+        if inventory is None or "memory" in inventory:
+            add_owners(captured, snap)
+        add_crash(captured, snap)
+        add_inventory(captured, snap, inventory)
+    except TargetError as error:
+        # What was missing when it was opened, a core cut off, say, is most likely why.
+        if captured.warnings:
+            error.hint = f"{captured.warnings[0].rstrip('.')}. {error.hint}"
+        raise
+    return snap
 
 
 # Without stacks: what the inventory has to say, of a capture that copies little.

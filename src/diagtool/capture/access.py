@@ -14,8 +14,11 @@ _CAP_SYS_PTRACE = 19  # include/uapi/linux/capability.h
 _INITIAL_USER_NAMESPACE = "user:[4026531837]"  # PROC_USER_INIT_INO in include/linux/proc_ns.h
 
 
-def check(pid: int) -> None:
-    """Refuse what can't be captured. Raises NoSuchTarget, NotPermitted or NotSupported."""
+def check(pid: int, ours: bool = False) -> None:
+    """Refuse what can't be captured. Raises NoSuchTarget, NotPermitted or NotSupported.
+
+    ``ours``: it may be traced by this process of ours already.
+    """
     if not ptrace.supported():
         raise NotSupported(
             "live processes are read on Linux on x86-64 only",
@@ -40,7 +43,7 @@ def check(pid: int) -> None:
         stat = procfs.parse_stat(procfs.try_read(f"/proc/{pid}/stat") or b"") or stat
     if stat.state in "ZX":
         raise _ended(pid, stat)
-    if status.get("TracerPid", "0") != "0":
+    if status.get("TracerPid", "0") not in (("0", str(os.getpid())) if ours else ("0",)):
         raise _traced(pid, status["TracerPid"])
     try:
         auxv = procfs.read_file(f"/proc/{pid}/auxv")

@@ -103,6 +103,10 @@ class Hold:
             time.sleep(_NAP)
         return tid in self.rows
 
+    def seize(self, tid: int) -> int:
+        """Begin to trace a thread; 0 or an errno."""
+        return ptrace.seize(tid)
+
     def _interrupt(self) -> None:
         for tid in self.pending.copy():
             if ptrace.interrupt(tid) == errno.ESRCH:
@@ -114,10 +118,10 @@ class Hold:
         """Seize the threads that were not seen before; true when there was one."""
         fresh = [tid for tid in task_ids(self.pid) if tid not in self.seen]
         for tid in fresh:
-            error = ptrace.seize(tid)
+            error = self.seize(tid)
             if error == errno.EPERM:  # also said of a thread that is being replaced by an exec
                 time.sleep(_NAP)
-                error = ptrace.seize(tid)
+                error = self.seize(tid)
             self.seen.add(tid)
             if error == 0:
                 self.pending.append(tid)

@@ -12,11 +12,11 @@ shared with the image, too) and memory that a fork leaves out (MADV_DONTFORK); b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
-from diagtool.capture import clone, plan, procfs, reap, room
+from diagtool.capture import plan, procfs, reap, room
 from diagtool.capture.gadgets import find_gadgets
 from diagtool.capture.late import LateReader
 from diagtool.capture.lazy import LazyBuffer
@@ -51,10 +51,21 @@ def reap_leftovers(pid: int, mappings: Sequence[Mapping], reader: MemoryReader) 
         reap.in_target(pid, children, gadgets)
 
 
+class Frozen(Protocol):
+    """What stands still and is read: an image, or the process itself."""
+
+    @property
+    def pid(self) -> int:
+        """Whose memory it is."""
+
+    def close(self) -> None:
+        """Let it go."""
+
+
 class FrozenMemory:
     """The memory of an image. Close it after the address space; that ends the image."""
 
-    def __init__(self, prepared: Preparation, stopped: Stopped, image: clone.Image) -> None:
+    def __init__(self, prepared: Preparation, stopped: Stopped, image: Frozen) -> None:
         """Raises OSError when the image is gone already."""
         self._image = image
         self._target = prepared.reader

@@ -33,12 +33,12 @@ from diagtool.capture.residency import Residency
 from diagtool.capture.restarted import CODE, RESTART_SYSCALL, restarted_syscall
 from diagtool.capture.room import headroom, resident_bytes
 from diagtool.capture.signalmasks import read_masks
-from diagtool.capture.signals import Signals
-from diagtool.capture.stop import Preparation, Stopped, stop_and_copy
+from diagtool.capture.signals import SignalInfo, Signals
+from diagtool.capture.stop import Keeper, Preparation, Stopped, stop_and_copy, stop_and_stay
 from diagtool.capture.syscalls import blocked_syscall
 from diagtool.capture.vmread import MemoryReader
 
-__all__ = ["MAX_COPY", "ExtraPages", "capture_live"]
+__all__ = ["MAX_COPY", "ExtraPages", "capture_live", "capture_standing"]
 
 MAX_COPY = 512 << 20  # bytes copied in the stop, at most
 
@@ -62,27 +62,29 @@ def capture_live(
     clone: CloneMode = "never",
     image_from: int = image.AUTO_BYTES,
     vectors: bool = False,
+    keeper: Keeper | None = None,
 ) -> Capture:
     """Capture a running process: registers, memory, and what /proc says of it.
 
     ``max_copy`` bounds the bytes that are copied in the stop. ``clone`` is about a copy-on-write image in
     place of the copy (capture/image.py): memory of one instant, held until the capture is closed. "auto"
     takes one of a process with more than ``image_from`` bytes of anonymous memory. ``vectors`` asks for the
-    vector registers of each thread, which come with an image only. The target runs on afterwards (one that
-    was stopped stays stopped), whatever happens here. Close the capture when done: until then files that it
-    maps can be read. Raises NoSuchTarget, NotPermitted or NotSupported.
+    vector registers of each thread, which come with an image only. ``keeper`` traces it already and stops it
+    for us; of such a process no image is made. The target runs on afterwards (one that was stopped stays
+    stopped), whatever happens here. Close the capture when done: until then files that it maps can be read.
+    Raises NoSuchTarget, NotPermitted or NotSupported.
 
     A child of our own can be captured, but not while another thread of ours waits for it (Popen.poll and
     wait, too): wait(2) would tell that thread of the stop, which then goes unnoticed here.
     """
-    access.check(pid)
+    access.check(pid, ours=keeper is not None)
     try:
         reader = MemoryReader(pid)
     except OSError as error:
         raise access.refused(pid, error) from None
     refusal = None
     try:
-        if image.wanted(pid, clone, image_from):
+        if keeper is None and image.wanted(pid, clone, image_from):
             try:
                 return _patiently(lambda: _capture_image(pid, reader, clone == "always", vectors))
             except Refused as error:
@@ -92,7 +94,7 @@ def capture_live(
                 f"no copy-on-write image of process {pid} can be made: {refusal}",
                 "With --clone auto its memory is read in place.",
             )
-        capture = _patiently(lambda: _capture(pid, reader, max_copy, extra_pages))
+        capture = _patiently(lambda: _capture(pid, reader, max_copy, extra_pages, keeper))
     except BaseException:
         reader.close()
         raise
@@ -100,6 +102,59 @@ def capture_live(
         stood = f"the process stood for {capture.pause_ms or 0:.0f} ms"
         capture.warnings.append(f"no copy-on-write image ({refusal}): memory was read in place, {stood}")
     return capture
+
+
+def capture_standing(
+    pid: int, keeper: Keeper, signal: SignalInfo | None = None, tid: int | None = None
+) -> Capture:
+    """Capture a process that ``keeper`` traces and that is not to run on before the capture is closed.
+
+    Nothing is copied: all of its memory is read where it is, as a core would have it. For one that ends
+    anyway. ``signal`` is what ends it, in thread ``tid``, which comes first then. Close it in any case, and
+    have ``keeper.thaw(pid)`` called in the tracing thread if this raises. Raises as :func:`capture_live`.
+    """
+    access.check(pid, ours=True)
+    try:
+        reader = MemoryReader(pid)
+    except OSError as error:
+        raise access.refused(pid, error) from None
+    try:
+        about = _About(pid)
+        prepared = _looked_at(pid, reader)
+        prepared.keeper = keeper
+        try:
+            stopped = stop_and_stay(prepared)
+        except OSError as error:
+            raise access.refused(pid, error) from None
+        finally:
+            prepared.close()
+        frozen = image.FrozenMemory(prepared, stopped, _Standing(pid, keeper))
+        capture = about.capture(stopped)
+        capture.image, capture.image_pid = True, pid
+        capture.pause_ms = None  # it does not run on
+        about.complete(capture, stopped, frozen.address_space(capture))
+    except OSError as error:
+        reader.close()
+        raise access.refused(pid, error) from None
+    except BaseException:
+        reader.close()
+        raise
+    capture.threads.sort(key=lambda thread: thread.tid != tid)
+    if signal is not None:
+        about.process.signal, about.signals.info = signal.number, signal
+    capture._closers += [capture.memory, frozen, reader]
+    return capture
+
+
+class _Standing:
+    """A process that is its own image."""
+
+    def __init__(self, pid: int, keeper: Keeper) -> None:
+        self.pid = pid
+        self._keeper = keeper
+
+    def close(self) -> None:
+        self._keeper.call(lambda: self._keeper.thaw(self.pid))
 
 
 def _patiently(take: Callable[[], Capture]) -> Capture:
@@ -110,9 +165,16 @@ def _patiently(take: Callable[[], Capture]) -> Capture:
     return take()
 
 
-def _capture(pid: int, reader: MemoryReader, max_copy: int, extra_pages: ExtraPages | None) -> Capture:
+def _capture(
+    pid: int,
+    reader: MemoryReader,
+    max_copy: int,
+    extra_pages: ExtraPages | None,
+    keeper: Keeper | None,
+) -> Capture:
     about = _About(pid)
     prepared = _prepare(pid, reader, max_copy, extra_pages, len(about.threads), about.warnings)
+    prepared.keeper = keeper
     try:
         stopped = stop_and_copy(prepared)
     except OSError as error:

@@ -46,9 +46,9 @@ def supported() -> bool:
     return sys.platform == "linux" and os.uname().machine == "x86_64" and struct.calcsize("P") == 8
 
 
-def seize(tid: int) -> int:
-    """Begin to trace a thread without stopping it; 0 or an errno (EPERM, ESRCH)."""
-    return 0 if _ptrace_waiting(_SEIZE, tid, None, None) == 0 else ctypes.get_errno()
+def seize(tid: int, options: int = 0) -> int:
+    """Begin to trace a thread without stopping it, with PTRACE_O_…; 0 or an errno (EPERM, ESRCH)."""
+    return 0 if _ptrace_waiting(_SEIZE, tid, None, options or None) == 0 else ctypes.get_errno()
 
 
 def interrupt(tid: int) -> int:

@@ -18,8 +18,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from diagtool.capture import plan
 from diagtool.capture.copier import Copier, hurry
@@ -38,6 +39,22 @@ _SWITCH = 1e-4  # seconds that another thread of ours may keep the interpreter f
 _LAST_RESORT = 20.0  # seconds after which the caller is let go without a result
 
 
+class Keeper(Protocol):
+    """Who traces a process for longer than a stop (capture/traced.py): its stops are carried out there."""
+
+    def hold(self, pid: int) -> Hold:
+        """For a stop of a process that is traced already."""
+
+    def freeze(self, pid: int) -> None:
+        """In a stop of a process: let none of its threads go when it is over."""
+
+    def thaw(self, pid: int) -> None:
+        """Let them go that stand for that stop only."""
+
+    def call(self, work: Callable[[], None]) -> None:
+        """Have the tracing thread do something; returns at once."""
+
+
 @dataclass(slots=True)
 class Preparation:
     """All that the stop needs, made before it."""
@@ -52,6 +69,7 @@ class Preparation:
     buffer: Bytes
     asked: Sequence[tuple[int, int]] = ()
     skipped: Sequence[tuple[int, int]] = ()
+    keeper: Keeper | None = None
 
     def close(self) -> None:
         """Close the files that only the stop needs."""
@@ -115,7 +133,10 @@ def _see_through(stop: Stop) -> BaseException | None:
     try:
         # Not threading.Thread: an interrupted start() or join() of that leaves one not knowing whether the
         # thread runs (bpo-45274).
-        _thread.start_new_thread(stop.run, ())
+        if stop.prepared.keeper is None:
+            _thread.start_new_thread(stop.run, ())
+        else:
+            stop.prepared.keeper.call(stop.run)
     except KeyboardInterrupt as error:
         raised = error
     except RuntimeError:
@@ -146,7 +167,8 @@ class Stop:
 
     def __init__(self, prepared: Preparation) -> None:
         self.prepared = prepared
-        self.hold = Hold(prepared.pid)
+        keeper = prepared.keeper
+        self.hold = Hold(prepared.pid) if keeper is None else keeper.hold(prepared.pid)
         self.result: Stopped | None = None
         self.error: BaseException | None = None
         self.ended = threading.Event()
@@ -154,7 +176,8 @@ class Stop:
     def run(self) -> None:
         """The whole stop; leaves ``result`` or ``error``."""
         try:
-            if hurry():
+            # A thread that goes on after the stop must not keep what this asks for.
+            if self.prepared.keeper is None and hurry():
                 self.hold.spins = 0
             self.ready()
             try:
@@ -188,6 +211,40 @@ class Stop:
         if text == self.prepared.maps_text:
             return self.prepared.order
         return plan.MappingOrder(parse_maps(text, self.prepared.known_lines))
+
+
+def stop_and_stay(prepared: Preparation) -> Stopped:
+    """Stop a process that a keeper traces, and have it stand: nothing is copied.
+
+    ``prepared.keeper.thaw()`` ends that, to be called in the tracing thread. Raises as stop_and_copy() does.
+    """
+    return carried_out(_StandingStop(prepared))
+
+
+class _StandingStop(Stop):
+    """The process stands as long as somebody reads it."""
+
+    def take(self) -> Stopped:
+        at, monotonic = time.time(), time.monotonic()
+        hold, prepared = self.hold, self.prepared
+        assert prepared.keeper is not None
+        tids = hold.stopped
+        if not tids:
+            raise hold.no_thread()
+        order = self.order_now()
+        prepared.keeper.freeze(prepared.pid)
+        values = hold.registers[[hold.rows[tid] for tid in tids]].tolist()
+        return Stopped(
+            tids=tids,
+            registers={tid: tuple(words) for tid, words in zip(tids, values, strict=True)},
+            mappings=order.mappings,
+            layout=plan.nothing(),
+            lost=[],
+            unstopped=list(hold.pending),
+            at=at,
+            monotonic=monotonic,
+            pause_seconds=time.perf_counter() - hold.began,
+        )
 
 
 class _CopyStop(Stop):

@@ -77,7 +77,7 @@ def add_crash(capture: Capture, snapshot: Snapshot) -> None:
 
 def crash(capture: Capture) -> Row | None:
     """The row, None where no signal ended the process or nothing is known of it."""
-    if capture.kind != "core" or capture.process.signal is None:
+    if capture.process.signal is None:  # of a process only when it stands in its end
         return None
     number = capture.process.signal
     info = capture.signals.info
