@@ -73,12 +73,19 @@ def _json(shown: Shown) -> str:
     return json.dumps(json.leaks(shown.report))
 
 
+def _html(shown: Shown) -> str:
+    from diagtool.report.html import page
+
+    return page(shown.report, shown.snapshots, shown.sources)
+
+
 #: The first is the default.
 FORMATS = {
     f.name: f
     for f in (
         Format("terminal", "for a person", _terminal),
         Format("json", "for programs (docs/json.md)", _json),
+        Format("html", "one page with pictures and tables, to pass on (docs/html-report.md)", _html),
     )
 }
 
