@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json as std
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from made_snapshots import TREND, Frame, report, starved
 
+from diagtool.leaks.baseline import apply
+from diagtool.leaks.baseline_toml import read_text
 from diagtool.leaks.model import Report, WaitingOn
 from diagtool.report import json
 from diagtool.report.tree import await_tree
@@ -34,7 +37,9 @@ def test_leaks_keep_the_contract() -> None:
         "clusters": 2,
         "findings": 1,
         "by_verdict": {"proven": 0, "likely": 1, "suspect": 0},
+        "ignored": 0,
     }
+    assert (document["ignored"], document["baseline"]) == ([], None)
     finding = document["findings"][0]
     assert finding["waiting_on"] == {
         "type": "asyncio.Queue",
@@ -68,6 +73,24 @@ def test_every_field_that_may_be_absent_may() -> None:
     checked(json.leaks(Report(Target("core"))), "leaks")
     several = checked(json.leaks(report(waiting_on=WaitingOn("asyncio.Event", 0))), "leaks")
     assert several["findings"][0]["waiting_on"]["address"] is None
+
+
+def test_what_is_ignored_is_there_with_its_reason() -> None:
+    text = '[[ignore]]\nid = "000000"\nreason = "\\u001b known"\nexpires = 2099-01-31\n'
+    text += '[[ignore]]\nid = "x"\nreason = "r"\n'
+    judged = apply(report(2), read_text(text, Path("/srv/.diagtool.toml")))
+    document = checked(json.leaks(judged), "leaks")
+    (known,) = document["ignored"]
+    assert known["entry"] == ".diagtool.toml: ignore[1] (line 1)" and known["reason"] == "\x1b known"
+    assert known["expires"] == "2099-01-31" and known["finding"]["id"] == "000000"
+    assert document["summary"]["ignored"] == 1 and document["summary"]["findings"] == 1
+    assert document["baseline"] == {
+        "file": "/srv/.diagtool.toml",
+        "entries": 2,
+        "unused": ["ignore[2] (line 5)"],
+        "expired": [],
+        "exceeded": [],
+    }
 
 
 def test_odd_names_and_details_are_no_trouble() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from itertools import pairwise
 from typing import Literal
 
@@ -173,13 +174,42 @@ class Cluster:
 
 
 @dataclass(frozen=True, slots=True)
+class Ignored:
+    """A finding that an entry of the baseline file says is known: not counted, never hidden.
+
+    ``entry`` is where it says so (``.diagtool.toml: ignore[2] (line 14)``), ``reason`` why, ``expires`` until
+    when, that day included.
+    """
+
+    finding: Finding
+    entry: str
+    reason: str
+    expires: date | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineUse:
+    """What became of the baseline file: how many entries it has, and those that need somebody's attention.
+
+    ``unused`` matched nothing, ``expired`` no longer count, ``exceeded`` matched more than they allow.
+    """
+
+    file: str
+    entries: int = 0
+    unused: tuple[str, ...] = ()
+    expired: tuple[str, ...] = ()
+    exceeded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
-    """The numbers of the last line of a report."""
+    """The numbers of the last line of a report. Findings that are ``ignored`` count nowhere else."""
 
     stacks: int = 0
     clusters: int = 0
     findings: int = 0
     by_verdict: dict[Verdict, int] = field(default_factory=lambda: dict.fromkeys(VERDICTS, 0))
+    ignored: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +217,7 @@ class Report:
     """What ``find_leaks`` returns: findings worst first, clusters largest first.
 
     ``target`` and ``pause_ms`` are of the last snapshot. ``warnings`` are those of the snapshots and of the
-    analysis, without repetition.
+    analysis, without repetition. ``ignored``: what the baseline file says is known (``leaks.baseline``).
     """
 
     target: Target
@@ -196,6 +226,8 @@ class Report:
     summary: Summary = field(default_factory=Summary)
     warnings: tuple[str, ...] = ()
     pause_ms: float | None = None
+    ignored: tuple[Ignored, ...] = ()
+    baseline: BaselineUse | None = None
 
     @classmethod
     def of(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diagtool._version import __version__
-from diagtool.leaks.model import Cluster, Finding, Report, WaitingOn
+from diagtool.leaks.model import Cluster, Finding, Ignored, Report, WaitingOn
 from diagtool.report import ffirows, heapdetails
 from diagtool.report import handles as openfiles
 from diagtool.report import memory as memorymap
@@ -58,8 +58,11 @@ def leaks(report: Report) -> dict[str, Any]:
             "clusters": report.summary.clusters,
             "findings": report.summary.findings,
             "by_verdict": dict(report.summary.by_verdict),
+            "ignored": report.summary.ignored,
         },
         "findings": [_finding(f) for f in report.findings],
+        "ignored": [_ignored(i) for i in report.ignored],
+        "baseline": None if report.baseline is None else _plain(dataclasses.asdict(report.baseline)),
         "clusters": [_cluster(c) for c in report.clusters],
         "warnings": list(report.warnings),
     }
@@ -221,6 +224,15 @@ def _finding(f: Finding) -> dict[str, Any]:
         "runbook": f.runbook,
         "examples": list(f.examples),
         "trend": trend,
+    }
+
+
+def _ignored(known: Ignored) -> dict[str, Any]:
+    return {
+        "entry": known.entry,
+        "reason": known.reason,
+        "expires": None if known.expires is None else known.expires.isoformat(),
+        "finding": _finding(known.finding),
     }
 
 

@@ -18,9 +18,19 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from diagtool.leaks.model import NO_STACKS, VERDICTS, Cluster, Finding, Report, WaitingOn, is_own
+from diagtool.leaks.model import (
+    NO_STACKS,
+    VERDICTS,
+    BaselineUse,
+    Cluster,
+    Finding,
+    Ignored,
+    Report,
+    WaitingOn,
+    is_own,
+)
 from diagtool.report.sources import Sources
 from diagtool.report.text import MIN_WIDTH, Line, cells, clean, count, cut, duration, pad, size, wrap
 from diagtool.snapshot.model import Frame, Target, Thing
@@ -70,7 +80,7 @@ def leaks(report: Report, view: View) -> Iterator[Line]:
     """The lines of the whole report."""
     yield from ended_by(report.target, view)
     for finding in report.findings[:MAX_FINDINGS]:
-        yield from _finding(finding, view)
+        yield from paragraph(finding, view)
         yield []
     hidden = len(report.findings) - MAX_FINDINGS
     if hidden > 0:
@@ -82,8 +92,12 @@ def leaks(report: Report, view: View) -> Iterator[Line]:
             yield from _idle(cluster, view)
         if idle:
             yield []
+    if view.verbose and report.ignored:
+        for known in report.ignored[:MAX_FINDINGS]:
+            yield from _ignored(known, view)
+        yield []
     yield from warnings(report.warnings, view)
-    yield [(_totals(report), "count"), (about(report.target, report.pause_ms), "")]
+    yield [(totals(report), "count"), (about(report.target, report.pause_ms), "")]
 
 
 def ended_by(target: Target, view: View) -> Iterator[Line]:
@@ -200,7 +214,8 @@ def _folded(texts: Sequence[str]) -> list[tuple[str, int]]:
     return out
 
 
-def _finding(finding: Finding, view: View) -> Iterator[Line]:
+def paragraph(finding: Finding, view: View) -> Iterator[Line]:
+    """The lines of one finding."""
     verdict = f"{finding.verdict.upper():<8}"
     number = count(finding.count, finding.kind)
     does = doing(finding.state, finding.wait)
@@ -279,6 +294,19 @@ def labelled(label: str, text: str, view: View, style: str = "") -> Iterator[Lin
         yield [(_INDENT + pad("" if i else label, _LABEL), "label"), (part, style)]
 
 
+def _ignored(known: Ignored, view: View) -> Iterator[Line]:
+    finding = known.finding
+    yield [
+        ("IGNORED ", "idle"),
+        (count(finding.count, finding.kind), "count"),
+        ("  " + doing(finding.state, finding.wait), ""),
+        ("  " + clean(finding.template or "no template"), "template"),
+    ]
+    yield from frames(finding.frames, replace(view, verbose=False))
+    until = f", until {known.expires.isoformat()}" if known.expires else ""
+    yield from labelled("reason", f"{known.reason} ({known.entry}{until})", view)
+
+
 def _frame(frame: Frame, view: View, places: int, names: int) -> Line:
     style = "own" if is_own(frame) else "library"
     line: Line = [
@@ -305,10 +333,18 @@ def _name(frame: Frame, full: bool = False) -> str:
     return clean(name, 100)
 
 
-def _totals(report: Report) -> str:
+def totals(report: Report) -> str:
+    """``1 finding (1 likely), 2 ignored by .diagtool.toml, 7 clusters, 10,052 stacks``."""
     summary = report.summary
     text = count(summary.findings, "finding")
     by_verdict = [f"{summary.by_verdict[v]:,} {v}" for v in VERDICTS if summary.by_verdict.get(v)]
     if by_verdict:
         text += f" ({', '.join(by_verdict)})"
+    if summary.ignored:
+        text += f", {summary.ignored:,} ignored by {baseline_name(report.baseline)}"
     return f"{text}, {count(summary.clusters, 'cluster')}, {count(summary.stacks, 'stack')}"
+
+
+def baseline_name(use: BaselineUse | None) -> str:
+    """The name of the baseline file."""
+    return "the baseline" if use is None else clean(posixpath.basename(use.file), 100)
