@@ -65,6 +65,11 @@ def test_a_function_without_a_name_is_its_place_in_the_library() -> None:
     assert (frame.function, frame.library) == ("+0x1234", "/srv/x.so")
 
 
+def test_code_that_was_made_at_run_time_is_no_place_in_a_library() -> None:
+    (frame,) = merge([NativeFrame(0x7F00_1234, 100, "", 0, library=None)], [])
+    assert (frame.function, frame.library) == ("[code that is in no file]", "?")
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 1000), st.booleans(), st.booleans()), max_size=12),
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1200)), max_size=6),

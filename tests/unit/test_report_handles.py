@@ -65,7 +65,7 @@ def test_many_alike_are_one_line_unless_every_one_is_asked_for() -> None:
     rows = [{**SOCKET, "fd": n, "owner_text": "socket.socket"} for n in range(3, 1203)]
     lines = shown(snapshot(*rows))
     assert "3 …  socket  1,200 × tcp CLOSE_WAIT to 10.0.0.1:5432, 1,200 bytes unread" in lines[1]
-    assert lines[-1].startswith("1,200 open files of 12, at most 1,024 (1 % in use), 0 without an owner")
+    assert lines[-2].startswith("1,200 open files of 12, at most 1,024 (1 % in use), 0 without an owner")
     assert len(shown(snapshot(*rows), every=True)) == 1200 + len(lines) - 1
 
 

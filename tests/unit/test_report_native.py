@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from diagtool.report.native import Shown, lines, rows
-from diagtool.report.terminal import View
+from diagtool.report.terminal import View, closing
 from diagtool.snapshot.model import KIND, STATE, Frame, Snapshot, SnapshotBuilder, Target, ThreadInfo
 
 LIBC, OWN = "/lib/x86_64-linux-gnu/libc.so.6", "/srv/app/engine.so"
@@ -76,3 +76,20 @@ def test_frames_are_chosen_by_function_or_library(
     first = rows(snapshot, shown)[0]
     assert [f.function for f in first["frames"]] == functions
     assert (first["tid"], first["name"], first["python"]) == (11, "a", True)
+
+
+def test_marks_between_frames_that_are_folded_are_one() -> None:
+    mark = Frame("[frames that can't be unwound]", "", None, language="native")
+    frames = [FRAMES[0], mark, FRAMES[5], mark, FRAMES[2], mark]
+    assert Shown().kept(frames) == [mark, FRAMES[2], mark]
+    assert Shown().folded(frames) == 2
+    assert Shown(internals=True).kept(frames) == frames
+
+
+def test_what_does_not_fit_in_the_last_line_goes_into_another() -> None:
+    target = Target("live", pid=7, runtime="cpython 3.12.1")
+    short, long = "3 threads", "3,658 open files, at most 20,000 (18 % in use), 1,552 without an owner in Python"
+    said = ["".join(text for text, _ in line) for line in closing(short, target, 1.0, View(80))]
+    assert said == ["3 threads · cpython 3.12.1, pid 7 · stopped for 1.0 ms"]
+    said = ["".join(text for text, _ in line) for line in closing(long, target, 1.0, View(80))]
+    assert said == [long, "cpython 3.12.1, pid 7 · stopped for 1.0 ms"]

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from diagtool.report.ffirows import Row, against, rows
-from diagtool.report.terminal import View, about, warnings
+from diagtool.report.terminal import View, closing, warnings
 from diagtool.report.text import Line, cells, clean, count, cut, pad, size, wrap
 from diagtool.snapshot.model import Snapshot
 
@@ -59,7 +59,7 @@ def lines(snapshot: Snapshot, view: View) -> Iterator[Line]:
     said = count(len(libraries), "mapped file") + " with code" + (f", {odd:,} to look at" if odd else "")
     native = sum(not t["python"] for t in threads)
     said += f", {count(native, 'thread')} that no interpreter knows"
-    yield [(said, "count"), (about(snapshot.target, snapshot.pause_ms), "")]
+    yield from closing(said, snapshot.target, snapshot.pause_ms, view)
 
 
 # What is odd first, then what somebody loaded, the rest by name.

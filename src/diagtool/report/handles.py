@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diagtool.report.terminal import View, about, warnings
+from diagtool.report.terminal import View, closing, warnings
 from diagtool.report.text import Line, cells, clean, count, cut, duration, pad, size, wrap
 from diagtool.snapshot.model import Snapshot
 
@@ -149,7 +149,7 @@ def lines(snapshot: Snapshot, found: Sequence[Row], view: View) -> Iterator[Line
         yield [("No such open file.", "")]
     yield []
     yield from warnings([*_unknown(snapshot), *snapshot.warnings], view)
-    yield [(_totals(snapshot, found), "count"), (about(snapshot.target, snapshot.pause_ms), "")]
+    yield from closing(_totals(snapshot, found), snapshot.target, snapshot.pause_ms, view)
 
 
 def _alike(found: Sequence[Row], most: int) -> list[list[Row]]:

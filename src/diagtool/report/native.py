@@ -17,7 +17,7 @@ import numpy as np
 
 from diagtool.leaks.cluster import frames_of
 from diagtool.leaks.model import MAX_EXAMPLES, is_internal
-from diagtool.report.terminal import View, about, doing, frame_lines, labelled, thing, warnings
+from diagtool.report.terminal import View, closing, doing, frame_lines, labelled, thing, warnings
 from diagtool.report.text import Line, cells, clean, count
 from diagtool.snapshot.model import KIND, STATES, Frame, Snapshot, Thing
 from diagtool.snapshot.names import without_arguments
@@ -39,8 +39,16 @@ class Shown:
     internals: bool = False
 
     def kept(self, frames: Iterable[Frame]) -> list[Frame]:
-        """The frames that are shown."""
-        return [f for f in frames if self._is_shown(f)]
+        """The frames that are shown; of marks that stand side by side then, one."""
+        out: list[Frame] = []
+        for frame in frames:
+            if self._is_shown(frame) and not (out and _is_mark(frame) and frame == out[-1]):
+                out.append(frame)
+        return out
+
+    def folded(self, frames: Iterable[Frame]) -> int:
+        """How many frames are not shown, without marks."""
+        return sum(not self._is_shown(f) and not _is_mark(f) for f in frames)
 
     def _is_shown(self, frame: Frame) -> bool:
         if self.only:
@@ -48,6 +56,11 @@ class Shown:
         if any(_matches(frame, p) for p in self.hide):
             return False
         return self.internals or not is_internal(frame)
+
+
+# What merging says in place of frames.
+def _is_mark(frame: Frame) -> bool:
+    return not frame.library and not frame.file and frame.function.startswith("[")
 
 
 def _matches(frame: Frame, pattern: str) -> bool:
@@ -92,13 +105,13 @@ def lines(snapshot: Snapshot, shown: Shown, view: View) -> Iterator[Line]:
         yield _head(snapshot, mine.tolist(), doing(STATES[state], snapshot.waits[wait] or None), view)
         every = frames_of(snapshot, node)
         kept = shown.kept(every)
-        yield from frame_lines(kept, view, len(every) - len(kept))
+        yield from frame_lines(kept, view, shown.folded(every))
         yield from _things(snapshot, mine.tolist(), view)
         yield []
     if len(order) > _MAX_BLOCKS and not view.idle:
         yield [(f"… {count(len(order) - _MAX_BLOCKS, 'stack')} more (--all)", "label")]
     yield from warnings(snapshot.warnings, view)
-    yield [(count(len(threads), "thread"), "count"), (about(snapshot.target, snapshot.pause_ms), "")]
+    yield from closing(count(len(threads), "thread"), snapshot.target, snapshot.pause_ms, view)
 
 
 def _things(snapshot: Snapshot, mine: Sequence[int], view: View) -> Iterator[Line]:

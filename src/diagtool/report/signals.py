@@ -17,7 +17,7 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from diagtool.report.terminal import View, about, ended_by, warnings
+from diagtool.report.terminal import View, closing, ended_by, warnings
 from diagtool.report.text import Line, cells, clean, count, cut, duration, pad, wrap
 from diagtool.snapshot.model import Snapshot
 
@@ -157,7 +157,7 @@ def lines(snapshot: Snapshot, found: Sequence[Row], view: View) -> Iterator[Line
     yield from warnings(snapshot.warnings, view)
     wrong = sum(row["agrees"] is False for row in shown)
     total = count(len(shown), "signal") + (f", {wrong:,} not as Python believes" if wrong else "")
-    yield [(total, "count"), (about(snapshot.target, snapshot.pause_ms), "")]
+    yield from closing(total, snapshot.target, snapshot.pause_ms, view)
 
 
 def _kernel(row: Row, view: View) -> str:

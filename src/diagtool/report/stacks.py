@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from diagtool.leaks.model import Cluster, Report, is_own
-from diagtool.report.terminal import View, about, doing, ended_by, frames, place, warnings
+from diagtool.report.terminal import View, closing, doing, ended_by, frames, place, warnings
 from diagtool.report.text import Line, cells, clean, count, cut, pad
 from diagtool.report.tree import Node
 from diagtool.snapshot.model import Frame, Snapshot, Stack
@@ -53,7 +53,7 @@ def table(report: Report, view: View) -> Iterator[Line]:
     if shown or hidden:
         yield []
     yield from warnings(report.warnings, view)
-    yield from _last(report)
+    yield from _last(report, view)
 
 
 def tree(snapshot: Snapshot, report: Report, nodes: Iterable[Node], view: View) -> Iterator[Line]:
@@ -75,7 +75,7 @@ def tree(snapshot: Snapshot, report: Report, nodes: Iterable[Node], view: View) 
         yield [("No task awaits anything.", "")]
         yield []
     yield from warnings(report.warnings, view)
-    yield from _last(report)
+    yield from _last(report, view)
 
 
 def _node(stack: Stack, node: Node, view: View) -> Line:
@@ -123,7 +123,7 @@ def _where(stack: Sequence[Frame]) -> str:
     return f"{place(frame)} in {clean(frame.function.rpartition('<locals>.')[2] or '?', 80)}"
 
 
-def _last(report: Report) -> Iterator[Line]:
+def _last(report: Report, view: View) -> Iterator[Line]:
     summary = report.summary
     totals = f"{count(summary.clusters, 'cluster')}, {count(summary.stacks, 'stack')}"
-    yield [(totals, "count"), (about(report.target, report.pause_ms), "")]
+    yield from closing(totals, report.target, report.pause_ms, view)

@@ -187,6 +187,18 @@ def about(target: Target, pause_ms: float | None) -> str:
     return text
 
 
+def closing(said: str, target: Target, pause_ms: float | None, view: View) -> Iterator[Line]:
+    """The last line of a report: what was counted (``said``), and of what. Two where one is too short."""
+    text = about(target, pause_ms)
+    if cells(said) + cells(text) <= view.width:
+        yield [(said, "count"), (text, "")]
+        return
+    for part in wrap(said, view.width):
+        yield [(part, "count")]
+    for part in wrap(text.removeprefix(" · "), view.width):
+        yield [(part, "")]
+
+
 def warnings(texts: Sequence[str], view: View) -> Iterator[Line]:
     """What could not be read, then an empty line. Of those that differ in numbers only, the first few."""
     folded = _folded(texts)

@@ -17,6 +17,8 @@ _NOT_MERGED = Frame(
 )
 _UNKNOWN = Frame("[frames that can't be unwound]", "", None, language="native")
 
+_MADE = "[code that is in no file]"  # a JIT's, or no code at all
+
 
 @dataclass(frozen=True, slots=True)
 class PythonRun:
@@ -99,6 +101,6 @@ def _shown(groups: Sequence[_Group] | Iterator[_Group]) -> list[Frame]:
 
 
 def _frame(native: NativeFrame) -> Frame:
-    name = native.function or f"+{native.offset:#x}"
+    name = native.function or (f"+{native.offset:#x}" if native.library else _MADE)
     library = native.library or "?"
     return Frame(name, native.file or "", native.line, None, native.language, library)
