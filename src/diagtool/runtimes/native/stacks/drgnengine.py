@@ -24,6 +24,7 @@ from diagtool.capture.elf import EM_X86_64, ET_CORE, PT_NOTE
 from diagtool.capture.model import Capture, CapturedThread
 from diagtool.capture.modules import Module
 from diagtool.capture.segments import both, merged
+from diagtool.runtimes.native.stacks.alike import Unwound, Waiting
 from diagtool.runtimes.native.stacks.model import NativeFrame, NativeStacks
 from diagtool.runtimes.native.stacks.resync import CallSites
 from diagtool.runtimes.native.stacks.unwindsections import as_drgn_reads_it
@@ -62,18 +63,26 @@ def unwind(capture: Capture, debug_directories: Sequence[str] = ()) -> NativeSta
         unwinder = _Unwinder(drgn.Program(), capture, threads, debug_directories)
         stacks.warnings += unwinder.warnings
         frames: dict[int, Sequence[NativeFrame]] = {}
+        waiting = Waiting(capture.memory, threads)
         until = time.monotonic() + _SECONDS
         for number, thread in enumerate(threads):
+            if thread.tid in frames:
+                continue
             if time.monotonic() > until:
-                left = len(threads) - number
+                left = len(threads) - len(frames)
                 stacks.warnings.append(
                     f"native frames of {left:,} threads are missing: it took too long to find all"
                 )
                 break
+            waiting.take(number)
             frames[thread.tid], why = unwinder.frames(thread)
             if why:
                 stacks.cut[thread.tid] = why
-        stacks.frames = frames
+            elif unwinder.reads:
+                unwound = Unwound(thread, frames[thread.tid], unwinder.reads)
+                for other in waiting.alike(number, unwound):
+                    frames[threads[other].tid] = unwound.at(threads[other].registers["rsp"])
+        stacks.frames = {t.tid: frames[t.tid] for t in threads if t.tid in frames}
     return stacks
 
 
@@ -108,6 +117,8 @@ class _Unwinder:
         self.modules = _needed(capture, threads)
         self.sites = CallSites(capture.memory, self.modules, capture.mappings)
         self._add_modules(debug_directories)
+        #: What was read of memory for the last stack; nothing where a part of it is a guess.
+        self.reads: list[tuple[int, bytes]] = []
         self._registers_type: drgn.Type | None = None
         self._symbols: dict[tuple[int, bool], tuple[str, int] | None] = {}
 
@@ -117,6 +128,7 @@ class _Unwinder:
         data = self.capture.memory.try_read(address, count)
         if data is None:
             raise self._fault(f"{count} bytes at {address:#x} are not in the capture", address)
+        self.reads.append((address, data))
         return data
 
     def _add_modules(self, debug_directories: Sequence[str]) -> None:
@@ -167,6 +179,7 @@ class _Unwinder:
         start: int | drgn.Object = thread.ns_tid or thread.tid
         lowest = 0
         skip = 0
+        self.reads = []
         while True:
             try:
                 trace = self.program.stack_trace(start)
@@ -180,6 +193,8 @@ class _Unwinder:
             if len(found) >= _MOST_FRAMES:
                 return found[:_MOST_FRAMES], f"it has more than {_MOST_FRAMES:,} frames"
             if ended and found:
+                if guesses:
+                    self.reads = []
                 return found, ""
             registers = {} if last is None else last.registers()
             if not found:
