@@ -57,10 +57,13 @@ def document(
 
 
 def verdict_line(report: Report) -> str:
-    """What the page says first: ``2 leaks proven, 1 likely``, ``Nothing found``."""
-    said = [f"{report.summary.by_verdict[v]:,} {v}" for v in VERDICTS if report.summary.by_verdict.get(v)]
-    if not said:
+    """What the page says first: ``1 proven finding``, ``3 findings: 1 proven, 2 likely``."""
+    numbers = {v: report.summary.by_verdict[v] for v in VERDICTS if report.summary.by_verdict.get(v)}
+    if not numbers:
         return "No leak found"
+    if len(numbers) == 1:
+        return "".join(count(number, f"{verdict} finding") for verdict, number in numbers.items())
+    said = [f"{number:,} {verdict}" for verdict, number in numbers.items()]
     return f"{count(report.summary.findings, 'finding')}: {', '.join(said)}"
 
 
@@ -107,4 +110,3 @@ def _clean(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_clean(v) for v in value]
     return value
-

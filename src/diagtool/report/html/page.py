@@ -28,7 +28,9 @@ __all__ = ["assembled", "head"]
 _ASSETS = Path(__file__).parent / "assets"
 _SCRIPTS = ("dom.js", "tables.js", "findings.js", "pictures.js", "main.js")
 _PLACE = re.compile("@([A-Z]+)@")
-_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+_ESCAPES = str.maketrans(
+    {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+)
 
 
 def head(report: Report) -> str:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from diagtool.report.text import clean
-from diagtool.snapshot.diff import Diff, diff
+from diagtool.snapshot.diff import Diff, StackChange, diff
 from diagtool.snapshot.model import KINDS, Snapshot
 
 __all__ = ["growth"]
 
 Row = dict[str, Any]
 _Values = Sequence[int | float | None]
+_Named = tuple[str, _Values]
 
 
 def growth(snapshots: Sequence[Snapshot], most: int) -> Row | None:
@@ -26,7 +27,7 @@ def growth(snapshots: Sequence[Snapshot], most: int) -> Row | None:
     found = diff(snapshots)
     timed = all(math.isfinite(s) for s in found.seconds) and found.seconds[-1] > 0
     at = list(found.seconds) if timed else [float(i + 1) for i in range(len(snapshots))]
-    pictures = [
+    pictures: list[tuple[str, str, list[_Named]]] = [
         ("Memory", "bytes", [(h.title, h.change.values) for h in found.heaps if h.bytes]),
         ("Stacks and descriptors", "count", list(_numbers(snapshots))),
         ("Objects", "count", [(h.title, h.change.values) for h in found.heaps if not h.bytes]),
@@ -48,7 +49,7 @@ def _line(name: str, values: _Values, at: Sequence[float]) -> Row | None:
     return {"name": clean(name, 80), "points": points} if len(points) > 1 else None
 
 
-def _numbers(snapshots: Sequence[Snapshot]) -> Iterable[tuple[str, _Values]]:
+def _numbers(snapshots: Sequence[Snapshot]) -> Iterable[_Named]:
     for kind in KINDS:
         values = [s.count(kind) for s in snapshots]
         if any(values):
@@ -57,18 +58,19 @@ def _numbers(snapshots: Sequence[Snapshot]) -> Iterable[tuple[str, _Values]]:
         yield "descriptors", [len(s.tables["fds"]) for s in snapshots]
 
 
-def _types(found: Diff) -> list[tuple[str, _Values]]:
+def _types(found: Diff) -> list[_Named]:
     return [(t.type, t.bytes.values) for t in found.types if t.bytes.delta > 0]
 
 
-def _holders(found: Diff) -> list[tuple[str, _Values]]:
+def _holders(found: Diff) -> list[_Named]:
     grew = [h for h in found.holders if h.items.delta > 0]
     return [(str(h.row.get("held_by") or h.row.get("type") or "?"), h.items.values) for h in grew]
 
 
-def _stacks(found: Diff) -> list[tuple[str, _Values]]:
-    out = []
-    for s in found.stacks:
-        if s.count.delta > 0:
-            out.append((f"{s.kind}s in {s.wait or (s.frames[0].function if s.frames else s.state)}", s.count.values))
-    return out
+def _stacks(found: Diff) -> list[_Named]:
+    grew = [s for s in found.stacks if s.count.delta > 0]
+    return [(f"{s.kind}s in {_place(s)}", s.count.values) for s in grew]
+
+
+def _place(stack: StackChange) -> str:
+    return stack.wait or (stack.frames[0].function if stack.frames else stack.state)

@@ -17,7 +17,7 @@ from diagtool.report.heap import counts
 from diagtool.report.html.frames import Frames
 from diagtool.report.html.limits import Limits
 from diagtool.report.terminal import thing
-from diagtool.snapshot.model import STATE, Snapshot
+from diagtool.snapshot.model import Snapshot
 
 __all__ = ["cluster_table", "table", "tables"]
 
@@ -78,7 +78,17 @@ def _stacks(snapshot: Snapshot, frames: Frames, most: int) -> Row:
         name = f"{s.address}" if s.kind == "thread" else f"{s.address:#x}"
         held = s.held_by
         rows.append(
-            [s.kind, s.name or None, name, s.state, s.wait, s.wait_seconds, s.age_seconds, held, frames.ids(s.frames)]
+            [
+                s.kind,
+                s.name or None,
+                name,
+                s.state,
+                s.wait,
+                s.wait_seconds,
+                s.age_seconds,
+                held,
+                frames.ids(s.frames),
+            ]
         )
     columns = (
         *(("kind", "text"), ("name", "text"), ("tid or address", "code"), ("state", "text")),
@@ -172,7 +182,9 @@ def _simple(
 
 def _signals(snapshot: Snapshot, most: int) -> Row:
     found = signals.rows(snapshot) if signals.is_told(snapshot) else []
-    rows = [[r["signal"], r["disposition"], r["text"], r["python"], len(r["blocked_in"])] for r in found[:most]]
+    rows = [
+        [r["signal"], r["disposition"], r["text"], r["python"], len(r["blocked_in"])] for r in found[:most]
+    ]
     columns = (
         *(("signal", "code"), ("does", "text"), ("handled by", "text"), ("in Python", "code")),
         ("threads that block it", "count"),

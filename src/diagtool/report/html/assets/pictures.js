@@ -5,12 +5,12 @@ const FONT = 'system-ui, sans-serif';
 const MONO = 'ui-monospace, monospace';
 const pending = [];
 
-function picture(name, about, make, table) {
+function picture(name, about, make, table, alone) {
   const stage = el('div', { class: 'stage', 'aria-hidden': 'true' });
   const tools = el('div', { class: 'tools' });
   pending.push(() => make(stage, tools));
   return el('figure', { class: 'picture' },
-    el('figcaption', {}, el('h3', {}, name), about ? el('p', {}, about) : null), tools,
+    el('figcaption', {}, alone ? null : el('h3', {}, name), about ? el('p', {}, about) : null), tools,
     el('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': name + ' (picture)' }, stage), table);
 }
 
@@ -58,14 +58,14 @@ function pictureSections(data) {
     out.push(section('waits', 'Who waits for whom', null, picture('Waits and locks',
       'Stacks that are alike are one box; an arrow leads to what they wait on, and from there to who has it.' +
       (data.waits.left_out ? ' ' + many(data.waits.left_out, 'smaller cluster') + ' left out.' : ''),
-      (stage) => drawWaits(stage, data.waits), foldedTable(waitTable(data.waits), data.frames))));
+      (stage) => drawWaits(stage, data.waits), foldedTable(waitTable(data.waits), data.frames), true)));
   }
   if (data.flame) {
-    const missing = data.flame.left_out ? ' ' + many(data.flame.left_out, 'small branch') + ' left out.' : '';
+    const missing = data.flame.left_out ? ' ' + whole.format(data.flame.left_out) + ' of the smallest bars are left out.' : '';
     out.push(section('flame', 'All stacks', null, picture('Stacks by number',
       'The outermost frame is at the top; a bar is as wide as the number of stacks that go through it. ' +
-      'Choose a bar to look closer, the top one to go back.' + missing.replace('branchs', 'branches'),
-      (stage, tools) => drawFlame(stage, tools, data.flame), foldedTable(flameTable(data.flame), data.frames))));
+      'Choose a bar to look closer, the top one to go back.' + missing,
+      (stage, tools) => drawFlame(stage, tools, data.flame), foldedTable(flameTable(data.flame), data.frames), true)));
   }
   const areas = [
     data.heap && areaPicture('Objects by module and type', 'An area is as large as the bytes of all objects of a type.', data.heap, data.frames),
