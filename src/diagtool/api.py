@@ -16,7 +16,7 @@ from diagtool.snapshot import store
 from diagtool.snapshot.model import Snapshot
 
 if TYPE_CHECKING:
-    from diagtool.capture.image import CloneMode
+    from diagtool.capture.clonemode import CloneMode
     from diagtool.runtimes.native.stacks import Unwinder
 
 #: What names a target: a pid as a number or in digits, or the path of a core or .diag file.
@@ -79,7 +79,7 @@ def capture(
     """
     kind = kind_of(target)
     if kind == "live":
-        from diagtool.capture.image import AUTO_BYTES
+        from diagtool.capture.clonemode import AUTO_BYTES
         from diagtool.capture.live import capture_live
 
         return capture_live(

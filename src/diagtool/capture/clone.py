@@ -23,14 +23,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from diagtool.capture import dispositions, inject, plan, procfs, ptrace, reap, room, steer
-from diagtool.capture.errors import NoSuchTarget, TargetError
+from diagtool.capture.errors import NoSuchTarget, Refused, TargetError
 from diagtool.capture.gadgets import Gadgets, find_gadgets
-from diagtool.capture.inject import CLONE, CLOSE_RANGE, EXIT_GROUP, WAIT4, Injection, Place, Refused
+from diagtool.capture.inject import CLONE, CLOSE_RANGE, EXIT_GROUP, WAIT4, Injection, Place
 from diagtool.capture.model import REGISTERS_X86_64
 from diagtool.capture.signals import Signals
 from diagtool.capture.stop import Preparation, Stop, Stopped, carried_out, steps
 
-__all__ = ["Image", "Refused", "obstacle", "take_image"]
+__all__ = ["Image", "obstacle", "take_image"]
 
 _CLONE_FILES = 0x400  # include/uapi/linux/sched.h
 _CLOSE_RANGE_UNSHARE = 2

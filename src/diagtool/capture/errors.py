@@ -30,6 +30,14 @@ class NoRuntime(NotSupported):
     """A process in which there is no runtime that diagtool reads."""
 
 
+class Refused(Exception):
+    """No image is made, the target is left alone; says why, as a part of a sentence."""
+
+
+class Unsuitable(Refused):
+    """No thread of the target will do just now. Another moment may be better."""
+
+
 class BadCore(TargetError):
     """Not a core file, or one that can't be used."""
 

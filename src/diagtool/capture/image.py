@@ -12,7 +12,7 @@ shared with the image, too) and memory that a fork leaves out (MADV_DONTFORK); b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -26,21 +26,10 @@ from diagtool.capture.residency import Residency
 from diagtool.capture.stop import RSP, Preparation, Stopped
 from diagtool.capture.vmread import MemoryReader
 
-__all__ = ["AUTO_BYTES", "CloneMode", "FrozenMemory", "reap_leftovers", "wanted"]
-
-CloneMode = Literal["auto", "always", "never"]
-
-#: Bytes of anonymous memory up to which "auto" copies in the stop: about 6 ms at 5 GiB/s, which is what an
-#: image costs altogether (two stops, page tables, and a fault for each page that is written to meanwhile).
-AUTO_BYTES = 32 << 20
+__all__ = ["FrozenMemory", "reap_leftovers"]
 
 _MOST_RESIDENT = 2 << 30  # bytes of the image that stay in our memory, at most
 _LEAST_RESIDENT = 64 << 20
-
-
-def wanted(pid: int, mode: CloneMode, least: int = AUTO_BYTES) -> bool:
-    """Whether an image is to be taken of a process."""
-    return mode == "always" or (mode == "auto" and room.resident_bytes(pid)[0] > least)
 
 
 def reap_leftovers(pid: int, mappings: Sequence[Mapping], reader: MemoryReader) -> None:

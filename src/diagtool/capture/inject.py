@@ -18,14 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from diagtool.capture import procfs, ptrace, seccomp, sigframe, steer
-from diagtool.capture.errors import NoSuchTarget, TargetError
+from diagtool.capture.errors import NoSuchTarget, Refused, TargetError, Unsuitable
 from diagtool.capture.gadgets import Gadgets
 from diagtool.capture.hold import Hold
 from diagtool.capture.memory import PAGE
 from diagtool.capture.model import REGISTERS_X86_64
 from diagtool.capture.plan import MappingOrder, is_anonymous, is_writable_private
 
-__all__ = ["Call", "Injection", "Place", "Refused", "Unsuitable", "find_place"]
+__all__ = ["Call", "Injection", "Place", "find_place"]
 
 CLONE, EXIT_GROUP, WAIT4, RT_SIGRETURN, CLOSE_RANGE = 56, 231, 61, 15, 436  # syscall_64.tbl
 
@@ -39,14 +39,6 @@ _PATIENCE = 20.0  # seconds for the call
 
 #: A system call: number and arguments.
 Call = tuple[int, tuple[int, ...]]
-
-
-class Refused(Exception):
-    """The target is left alone; says why, as a part of a sentence."""
-
-
-class Unsuitable(Refused):
-    """No thread will do just now. Another moment may be better."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,13 @@ from contextlib import suppress
 
 import numpy as np
 
-from diagtool.capture import access, clone, image, plan, processors, procfs
+from diagtool.capture import access, clonemode, plan, processors, procfs
 from diagtool.capture.bigbuffers import LEAST, big_buffers
 from diagtool.capture.children import Children
+from diagtool.capture.clonemode import AUTO_BYTES, CloneMode
 from diagtool.capture.descriptors import read_descriptors, read_links, texts
-from diagtool.capture.errors import NotSupported
+from diagtool.capture.errors import NotSupported, Refused, Unsuitable
 from diagtool.capture.hold import Asleep
-from diagtool.capture.image import CloneMode
-from diagtool.capture.inject import Refused, Unsuitable
 from diagtool.capture.late import LateReader
 from diagtool.capture.memory import PAGE, AddressSpace, Bytes, Segment
 from diagtool.capture.model import REGISTERS_X86_64, Capture, CapturedThread, Mapping
@@ -60,7 +59,7 @@ def capture_live(
     max_copy: int = MAX_COPY,
     extra_pages: ExtraPages | None = None,
     clone: CloneMode = "never",
-    image_from: int = image.AUTO_BYTES,
+    image_from: int = AUTO_BYTES,
     vectors: bool = False,
     keeper: Keeper | None = None,
 ) -> Capture:
@@ -84,7 +83,7 @@ def capture_live(
         raise access.refused(pid, error) from None
     refusal = None
     try:
-        if keeper is None and image.wanted(pid, clone, image_from):
+        if keeper is None and clonemode.wanted(pid, clone, image_from):
             try:
                 return _patiently(lambda: _capture_image(pid, reader, clone == "always", vectors))
             except Refused as error:
@@ -113,6 +112,8 @@ def capture_standing(
     anyway. ``signal`` is what ends it, in thread ``tid``, which comes first then. Close it in any case, and
     have ``keeper.thaw(pid)`` called in the tracing thread if this raises. Raises as :func:`capture_live`.
     """
+    from diagtool.capture.image import FrozenMemory
+
     access.check(pid, ours=True)
     try:
         reader = MemoryReader(pid)
@@ -128,7 +129,7 @@ def capture_standing(
             raise access.refused(pid, error) from None
         finally:
             prepared.close()
-        frozen = image.FrozenMemory(prepared, stopped, _Standing(pid, keeper))
+        frozen = FrozenMemory(prepared, stopped, _Standing(pid, keeper))
         capture = about.capture(stopped)
         capture.image, capture.image_pid = True, pid
         capture.pause_ms = None  # it does not run on
@@ -189,6 +190,8 @@ def _capture(
 
 
 def _capture_image(pid: int, reader: MemoryReader, last_resort: bool, vectors: bool) -> Capture:
+    from diagtool.capture import clone, image  # a quarter of what there is to import for a capture
+
     about = _About(pid)
     obstacle = clone.obstacle(pid)
     if obstacle is not None:

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from diagtool.capture import inject, procfs, sigframe
-from diagtool.capture.errors import TargetError
+from diagtool.capture.errors import Refused, TargetError
 from diagtool.capture.gadgets import Gadgets
 from diagtool.capture.hold import Hold
-from diagtool.capture.inject import WAIT4, Injection, Refused
+from diagtool.capture.inject import WAIT4, Injection
 from diagtool.capture.plan import MappingOrder
 
 __all__ = ["in_target", "leftovers"]

@@ -10,7 +10,7 @@ import click
 from diagtool.cli.options import color_option, output_option, target_argument
 
 if TYPE_CHECKING:
-    from diagtool.capture.image import CloneMode
+    from diagtool.capture.clonemode import CloneMode
 
 _EVERYTHING = 1 << 40  # bytes: what of it fits in memory is copied in the stop where there is no image
 

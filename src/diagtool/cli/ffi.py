@@ -19,7 +19,7 @@ from diagtool.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from diagtool.capture.image import CloneMode
+    from diagtool.capture.clonemode import CloneMode
     from diagtool.cli.target import Resolved
 
 

@@ -19,7 +19,7 @@ from diagtool.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from diagtool.capture.image import CloneMode
+    from diagtool.capture.clonemode import CloneMode
 
 
 @click.command("heap", short_help="Count the objects of a process by type.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from diagtool.cli.baseline import baseline_options, chosen, write_baseline
 from diagtool.cli.formats import FORMATS, FormatParam, Output, Shown, outputs, write_all
 from diagtool.cli.options import (
     all_option,
@@ -24,8 +26,9 @@ from diagtool.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from diagtool.capture.image import CloneMode
-    from diagtool.leaks.model import Report, Verdict
+    from diagtool.capture.clonemode import CloneMode
+    from diagtool.leaks.model import Report
+    from diagtool.report.locations import Locations
     from diagtool.report.text import Line
     from diagtool.runtimes.native.stacks import Unwinder
     from diagtool.snapshot.model import Snapshot
@@ -40,15 +43,13 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="NAME[=FILE]",
     help=f"How to print it: {', '.join(FORMATS)}. Can be given several times, all but one with a file: "
-    "--format terminal --format json=leaks.json. Default: terminal.",
+    "--format terminal --format sarif=leaks.sarif. Default: terminal.",
 )
 @output_option("Write the report to FILE instead of the standard output.")
 @click.option(
     "--fail-on",
     type=click.Choice(["proven", "likely", "suspect", "never"]),
-    default="likely",
-    show_default=True,
-    help="Exit with 1 when there is a finding of this verdict or a worse one.",
+    help="Exit with 1 when there is a finding of this verdict or a worse one. Default: likely.",
 )
 @click.option(
     "--min-count",
@@ -56,6 +57,14 @@ if TYPE_CHECKING:
     metavar="N",
     help="Report what has at least N stacks, instead of as many as each template says.",
 )
+@baseline_options
+@click.option(
+    "--write-baseline",
+    "write",
+    is_flag=True,
+    help="Add what is found to the baseline file: from the next run on only what is new counts.",
+)
+@click.option("--reason", metavar="TEXT", help="Why, for the entries of --write-baseline.")
 @heap_option
 @clone_option("auto with --heap, else never")
 @native_options()
@@ -68,8 +77,14 @@ def command(
     targets: tuple[str, ...],
     formats: tuple[Output, ...],
     output: Path | None,
-    fail_on: Verdict | Literal["never"],
+    fail_on: str | None,
     min_count: int | None,
+    baseline: Path | None,
+    no_baseline: bool,
+    root: Path | None,
+    maps: tuple[str, ...],
+    write: bool,
+    reason: str | None,
     heap: bool | None,
     clone: CloneMode | None,
     native: bool | None,
@@ -108,6 +123,9 @@ def command(
         suspect   a template matched in part, or many wait where none matched
     Idle pools, event loops and listeners are no findings; --all shows them.
 
+    What a team knows and accepts is in .diagtool.toml, each entry with a reason (docs/baseline.md). It is
+    ignored, and counted in the last line; -v shows it. In CI: docs/ci.md.
+
     \b
     Examples:
         diagtool leaks 4242
@@ -115,6 +133,8 @@ def command(
         diagtool leaks before.diag after.diag
         diagtool leaks 4242 --heap
         diagtool leaks 4242 --format json --fail-on proven -o leaks.json
+        diagtool leaks 4242 --format github --format sarif=leaks.sarif
+        diagtool leaks 4242 --write-baseline --reason "being repaired: #123"
 
     \b
     Exit status:
@@ -129,8 +149,21 @@ def command(
     from diagtool.leaks import find_leaks
     from diagtool.leaks.series import SeriesError
 
-    chosen = outputs(formats, output, targets)
-    known = known_templates(templates)  # before the stop, which a mistake in them must not cost
+    # What can be wrong with these is told before the stop, which it must not cost.
+    written = outputs(formats, output, targets)
+    if reason is not None and not (write and reason.strip()):
+        raise click.UsageError("--reason says why entries are written: it needs --write-baseline and a text.")
+    rules = chosen(
+        baseline=baseline,
+        no_baseline=no_baseline,
+        root=root,
+        maps=maps,
+        fail_on=fail_on,
+        min_count=min_count,
+        templates=templates,
+        new=write,
+    )
+    known = known_templates(rules.templates)
     look = partial(
         resolve,
         exe=exe,
@@ -145,7 +178,8 @@ def command(
     def judged() -> Report:
         with progress("looking for leaks"):
             try:
-                return find_leaks([r.snapshot for r in resolved], templates=known, min_count=min_count)
+                snapshots = [r.snapshot for r in resolved]
+                return rules.judged(find_leaks(snapshots, templates=known, min_count=rules.min_count))
             except SeriesError as error:
                 raise click.UsageError(f"{error}. {error.hint}") from error
 
@@ -155,6 +189,12 @@ def command(
         resolved = [look(targets[0], heap=True)]
         report = judged()
     last = resolved[-1]
+    if write:
+        new = write_baseline(report, baseline, rules.baseline, reason)
+        rules = replace(rules, baseline=new)
+        report = judged()
+    if any(FORMATS[where.format].places for where in written):
+        report = _with_places(report, rules.locations)
 
     def shown(where: Output) -> Shown:
         return Shown(
@@ -165,11 +205,24 @@ def command(
             verbose,
             everything,
             tuple(_hint(targets[-1], last.snapshot)),
+            rules.locations,
+            rules.fail_on,
         )
 
-    write_all(chosen, shown)
-    # Verdicts are ordered: "likely" is about proven ones, too.
-    return 1 if fail_on != "never" and report.at_least(fail_on) else 0
+    write_all(written, shown)
+    return rules.status(report)
+
+
+def _with_places(report: Report, locations: Locations) -> Report:
+    """Says so where findings are in files that are not in the repository, as those of a container are."""
+    away = [frame for frame in map(locations.elsewhere, report.findings) if frame is not None]
+    if not away:
+        return report
+    text = (
+        f"{len(away):,} of {len(report.findings):,} findings are in files outside of {locations.root}, as "
+        f"{away[0].file}: --root DIR names the repository, --map FROM=TO says what a container calls it"
+    )
+    return replace(report, warnings=(*report.warnings, text))
 
 
 def _has_more(target: str, snap: Snapshot) -> bool:

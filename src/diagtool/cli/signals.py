@@ -18,7 +18,7 @@ from diagtool.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from diagtool.capture.image import CloneMode
+    from diagtool.capture.clonemode import CloneMode
 
 
 @click.command("signals", short_help="Show who handles each signal, by the kernel and by Python.")

@@ -21,7 +21,7 @@ from diagtool.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from diagtool.capture.image import CloneMode
+    from diagtool.capture.clonemode import CloneMode
     from diagtool.cli.corefile import SlimCore
     from diagtool.cli.recording import Recorded
     from diagtool.report.text import Line

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from diagtool.capture.image import CloneMode
+    from diagtool.capture.clonemode import CloneMode
     from diagtool.capture.model import Capture
     from diagtool.runtimes.native.stacks import Unwinder
 
