@@ -15,7 +15,7 @@ from diagtool.report.html.flame import flame
 from diagtool.report.html.frames import Frames
 from diagtool.report.html.limits import Limits
 from diagtool.report.html.series import growth
-from diagtool.report.html.tables import tables
+from diagtool.report.html.tables import ignored_table, tables
 from diagtool.report.html.waits import waits
 from diagtool.report.sources import Sources
 from diagtool.report.text import clean, count
@@ -42,6 +42,7 @@ def document(
         "by_verdict": {v: report.summary.by_verdict.get(v, 0) for v in VERDICTS},
         "findings": findings(shown, frames),
         "findings_left_out": len(report.findings) - len(shown),
+        "ignored": ignored_table(report, limits.findings),
         "waits": waits(last, report, limits.waits),
         "flame": flame(last, limits.flame),
         "heap": amounts.heap(last, limits.tiles),

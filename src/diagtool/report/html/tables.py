@@ -16,16 +16,17 @@ from diagtool.report.handles import rows as descriptors
 from diagtool.report.heap import counts
 from diagtool.report.html.frames import Frames
 from diagtool.report.html.limits import Limits
-from diagtool.report.terminal import thing
+from diagtool.report.terminal import baseline_name, thing
+from diagtool.report.words import headline, where
 from diagtool.snapshot.model import Snapshot
 
-__all__ = ["cluster_table", "table", "tables"]
+__all__ = ["ignored_table", "tables"]
 
 Row = dict[str, Any]
 Columns = Sequence[tuple[str, str]]
 
 
-def table(
+def _table(
     name: str, title: str, columns: Columns, rows: Sequence[Sequence[Any]], total: int | None = None
 ) -> Row:
     """One table; ``total`` is how many rows there would be, were none left out."""
@@ -41,14 +42,34 @@ def table(
 def tables(snapshot: Snapshot, report: Report, frames: Frames, limits: Limits) -> list[Row]:
     """All tables that have rows."""
     found = [
-        cluster_table(report, frames, limits.clusters),
+        _clusters(report, frames, limits.clusters),
         _stacks(snapshot, frames, limits.stacks),
         *(make(snapshot, limits.rows) for make in _OF_SNAPSHOT),
     ]
     return [t for t in found if t["rows"]]
 
 
-def cluster_table(report: Report, frames: Frames, most: int) -> Row:
+def ignored_table(report: Report, most: int) -> Row | None:
+    """Findings that the baseline file says are known; None where there are none."""
+    rows = [
+        [
+            headline(known.finding),
+            where(known.finding) or None,
+            known.reason,
+            known.expires.isoformat() if known.expires else None,
+            known.entry,
+        ]
+        for known in report.ignored[:most]
+    ]
+    columns = (
+        *(("what", "text"), ("where", "code"), ("reason", "text"), ("until", "text")),
+        ("entry", "code"),
+    )
+    title = f"Ignored, because {baseline_name(report.baseline)} says so"
+    return _table("ignored", title, columns, rows, len(report.ignored)) if rows else None
+
+
+def _clusters(report: Report, frames: Frames, most: int) -> Row:
     """Stacks that are alike, largest first."""
     verdicts = {f.id: f.verdict for f in report.findings}
     rows = [
@@ -68,7 +89,7 @@ def cluster_table(report: Report, frames: Frames, most: int) -> Row:
         *(("count", "count"), ("kind", "text"), ("state", "text"), ("waits in", "code")),
         *(("verdict", "verdict"), ("template", "code"), ("waits on", "text"), ("stack", "stack")),
     )
-    return table("clusters", "Clusters: stacks that are alike", columns, rows, report.summary.clusters)
+    return _table("clusters", "Clusters: stacks that are alike", columns, rows, report.summary.clusters)
 
 
 def _stacks(snapshot: Snapshot, frames: Frames, most: int) -> Row:
@@ -95,7 +116,7 @@ def _stacks(snapshot: Snapshot, frames: Frames, most: int) -> Row:
         *(("waits in", "code"), ("waiting", "seconds"), ("age", "seconds"), ("held by", "text")),
         ("stack", "stack"),
     )
-    return table("stacks", "Stacks, one by one", columns, rows, len(snapshot.stacks))
+    return _table("stacks", "Stacks, one by one", columns, rows, len(snapshot.stacks))
 
 
 def _threads(snapshot: Snapshot, most: int) -> Row:
@@ -116,7 +137,7 @@ def _threads(snapshot: Snapshot, most: int) -> Row:
         *(("tid", "count"), ("name", "text"), ("of", "text"), ("kernel says", "text"), ("daemon", "text")),
         *(("has the GIL", "text"), ("waits in the kernel in", "code"), ("processor time", "seconds")),
     )
-    return table("threads", "Threads", columns, rows, len(snapshot.threads))
+    return _table("threads", "Threads", columns, rows, len(snapshot.threads))
 
 
 def _yes(value: bool | None) -> str | None:
@@ -140,7 +161,7 @@ def _descriptors(snapshot: Snapshot, most: int) -> Row:
         *(("fd", "count"), ("kind", "text"), ("name", "code"), ("state", "text"), ("silent", "seconds")),
         ("owner", "text"),
     )
-    return table("descriptors", "Open files and sockets", columns, rows, len(found))
+    return _table("descriptors", "Open files and sockets", columns, rows, len(found))
 
 
 def _libraries(snapshot: Snapshot, most: int) -> Row:
@@ -153,7 +174,7 @@ def _libraries(snapshot: Snapshot, most: int) -> Row:
         *(("library", "code"), ("version", "text"), ("role", "text"), ("modules", "text")),
         *(("on disk", "text"), ("path", "code")),
     )
-    return table("libraries", "Libraries", columns, rows, len(found))
+    return _table("libraries", "Libraries", columns, rows, len(found))
 
 
 def _types(snapshot: Snapshot, most: int) -> Row:
@@ -163,7 +184,7 @@ def _types(snapshot: Snapshot, most: int) -> Row:
         *(("type", "code"), ("objects", "count"), ("bytes", "bytes"), ("own", "bytes")),
         ("owned outside", "bytes"),
     )
-    return table("types", "Objects by type", columns, rows, len(found))
+    return _table("types", "Objects by type", columns, rows, len(found))
 
 
 def _simple(
@@ -175,7 +196,7 @@ def _simple(
     def make(snapshot: Snapshot, most: int) -> Row:
         found = checked_rows(snapshot, source, checked)
         rows = [[row[key] for key in checked] for row in found[:most]]
-        return table(name, title, [(label, holds) for _, _, label, holds in columns], rows, len(found))
+        return _table(name, title, [(label, holds) for _, _, label, holds in columns], rows, len(found))
 
     return make
 
@@ -189,7 +210,7 @@ def _signals(snapshot: Snapshot, most: int) -> Row:
         *(("signal", "code"), ("does", "text"), ("handled by", "text"), ("in Python", "code")),
         ("threads that block it", "count"),
     )
-    return table("signals", "Signals", columns, rows, len(found))
+    return _table("signals", "Signals", columns, rows, len(found))
 
 
 #: All others, in the order of the page.

@@ -25,7 +25,7 @@ function stackOf(finding, frames) {
   const folded = ids.length - first.length;
   if (!folded) return box;
   let open = false;
-  const label = () => (open ? 'Own code only' : many(folded, 'library frame') + ' folded');
+  const label = () => (open ? 'Own code only' : 'Show ' + many(folded, 'library frame'));
   const button = el('button', { type: 'button', class: 'quiet', 'aria-expanded': 'false' }, label());
   button.addEventListener('click', () => {
     open = !open;
@@ -83,5 +83,6 @@ function findingsSection(data) {
   }
   const left = data.findings_left_out;
   return section('findings', 'Findings', null, box, more,
-    left ? el('p', { class: 'notice' }, many(left, 'finding') + ' more are not in this file; the JSON report has all.') : null);
+    data.ignored ? foldedTable(data.ignored, data.frames) : null,
+    left ? el('p', { class: 'notice' }, many(left, 'more finding') + ' are not in this file; the JSON report has all.') : null);
 }

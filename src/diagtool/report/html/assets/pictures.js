@@ -91,15 +91,22 @@ function waitTable(waits) {
   };
 }
 
+// How wide texts are: boxes are made for them.
+function measure(texts, font) {
+  const context = document.createElement('canvas').getContext('2d');
+  context.font = font;
+  return Math.max(0, ...texts.map((text) => context.measureText(text).width));
+}
+
 function drawWaits(stage, waits) {
   const graph = new charts.graphlib.Graph({ multigraph: true });
-  graph.setGraph({ rankdir: 'LR', nodesep: 18, ranksep: 84, edgesep: 12, marginx: 8, marginy: 8 });
+  graph.setGraph({ rankdir: 'LR', nodesep: 18, ranksep: 48, edgesep: 12, marginx: 8, marginy: 8 });
   for (const box of waits.boxes) {
-    const longest = Math.max(box.title.length * 7.4, ...box.lines.map((line) => line.length * 6.5));
-    graph.setNode(String(box.id), { width: Math.max(longest + 26, 90), height: 32 + 16 * box.lines.length });
+    const longest = Math.max(measure([box.title], `600 13px ${FONT}`), measure(box.lines, `11.5px ${FONT}`));
+    graph.setNode(String(box.id), { width: Math.max(longest + 30, 90), height: 32 + 16 * box.lines.length });
   }
   waits.arrows.forEach((arrow, i) => graph.setEdge(String(arrow.from), String(arrow.to),
-    { width: arrow.text.length * 5.6, height: 12, labelpos: 'c' }, String(i)));
+    { width: measure([arrow.text], `11px ${FONT}`) + 4, height: 12, labelpos: 'c' }, String(i)));
   charts.layout(graph);
   const boxes = waits.boxes.map((box) => {
     const at = graph.node(String(box.id));
@@ -110,7 +117,8 @@ function drawWaits(stage, waits) {
   const points = edges.flatMap((e) => e.points.map((p) => ({ x: p.x, y: p.y, edge: e.edge })));
   const heads = edges.map((e) => {
     const [before, last] = e.points.slice(-2);
-    return { x: last.x, y: last.y, angle: Math.atan2(last.y - before.y, last.x - before.x) * 180 / Math.PI + 90 };
+    const angle = Math.atan2(last.y - before.y, last.x - before.x);
+    return { x: last.x - 5 * Math.cos(angle), y: last.y - 5 * Math.sin(angle), angle: angle * 180 / Math.PI + 90 };
   });
   const labels = edges.map((e) => ({ x: e.x, y: e.y, text: e.arrow.text }));
   const size = graph.graph();
@@ -142,6 +150,10 @@ function drawWaits(stage, waits) {
         text: { field: 'text' }, font: { value: FONT }, fontSize: { value: 11.5 }, fill: { value: 'var(--muted)' } } } },
     ],
   }, false);
+  // A little smaller rather than scrolled.
+  const scale = Math.min(1, Math.max(0.72, stage.clientWidth / size.width));
+  const svg = stage.querySelector('svg');
+  for (const side of ['width', 'height']) svg.setAttribute(side, Number(svg.getAttribute(side)) * scale);
 }
 
 // --- all stacks ---
@@ -233,7 +245,7 @@ function drawAreas(stage, tree) {
   draw(stage, {
     width, height: Math.max(Math.min(width * 0.46, 440), 300),
     data: [
-      { name: 'tree', values: tree.nodes, transform: [
+      { name: 'tree', values: tree.nodes.map((n) => ({ ...n, amount: bytes(n.value || n.total || 0) })), transform: [
         { type: 'stratify', key: 'id', parentKey: 'parent' },
         { type: 'treemap', field: 'value', sort: { field: 'value', order: 'descending' }, round: true, method: 'squarify', ratio: 1.6,
           paddingInner: 2, paddingTop: { signal: '20' }, size: [{ signal: 'width' }, { signal: 'height' }] }] },
@@ -255,11 +267,15 @@ function drawAreas(stage, tree) {
       { type: 'text', from: { data: 'groups' }, interactive: false, encode: { update: {
         x: { signal: 'datum.x0 + 6' }, y: { signal: 'datum.y0 + 14' }, font: { value: FONT }, fontSize: { value: 11.5 }, fontWeight: { value: 600 },
         limit: { signal: 'max(datum.x1 - datum.x0 - 10, 1)' }, fill: { value: 'var(--ink)' },
-        text: { signal: "datum.x1 - datum.x0 > 34 && datum.y1 - datum.y0 > 18 ? datum.name : ''" } } } },
+        text: { signal: "datum.x1 - datum.x0 > 34 && datum.y1 - datum.y0 > 18 ? datum.name + '  ' + datum.amount : ''" } } } },
       { type: 'text', from: { data: 'leaves' }, interactive: false, encode: { update: {
         x: { signal: 'datum.x0 + 6' }, y: { signal: 'datum.y0 + 15' }, font: { value: FONT }, fontSize: { value: 11.5 },
         limit: { signal: 'max(datum.x1 - datum.x0 - 10, 1)' }, fill: { value: 'var(--ink)' },
         text: { signal: "datum.x1 - datum.x0 > 40 && datum.y1 - datum.y0 > 20 ? datum.name : ''" } } } },
+      { type: 'text', from: { data: 'leaves' }, interactive: false, encode: { update: {
+        x: { signal: 'datum.x0 + 6' }, y: { signal: 'datum.y0 + 30' }, font: { value: FONT }, fontSize: { value: 11 },
+        fill: { value: 'var(--ink)' }, fillOpacity: { value: 0.75 },
+        text: { signal: "datum.x1 - datum.x0 > 64 && datum.y1 - datum.y0 > 38 ? datum.amount : ''" } } } },
     ],
   }, true);
 }

@@ -50,7 +50,8 @@ function dataTable(spec, frames) {
     el('button', { type: 'button', onclick: () => sort(i) }, column.label, el('span', { class: 'arrow', 'aria-hidden': 'true' }))));
 
   function cell(value, column, head) {
-    const attributes = { class: isNumber(column) ? 'number' : column.holds };
+    const brief = typeof value === 'string' && value.length <= 36;
+    const attributes = { class: isNumber(column) ? 'number' : 'is-' + column.holds + (brief ? ' brief' : '') };
     if (head) attributes.scope = 'row';
     const make = (...children) => el(head ? 'th' : 'td', attributes, children);
     if (value === null) return make();
