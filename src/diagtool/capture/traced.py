@@ -17,12 +17,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from diagtool.capture import ptrace, steer
-from diagtool.capture.hold import Hold
 from diagtool.capture.procfs import task_ids
 from diagtool.capture.signals import SignalInfo, parse_siginfo
+
+if TYPE_CHECKING:
+    from diagtool.capture.hold import Hold
 
 __all__ = ["Notice", "Tracer"]
 
@@ -86,7 +88,11 @@ class Tracer:
 
     def hold(self, pid: int) -> Hold:
         """For a stop of a process: all its threads are let go afterwards that did not stand before."""
-        return _KeptHold(self, pid)
+        from diagtool.capture.kepthold import (
+            KeptHold,
+        )  # takes numpy with it, which a command need not wait for
+
+        return KeptHold(self, pid)
 
     def call(self, work: Callable[[], None]) -> None:
         """Have the tracing thread do something, from any thread; returns at once."""
@@ -238,33 +244,3 @@ class Tracer:
             return
         self._standing.add(tid)
         out.append(Notice("signal", pid, tid, number, info=info))
-
-
-class _KeptHold(Hold):
-    """The threads of a process that is traced already; new ones are traced from now on, too."""
-
-    def __init__(self, tracer: Tracer, pid: int) -> None:
-        super().__init__(pid)
-        self._tracer = tracer
-
-    def hold(self) -> None:
-        """Stop every thread."""
-        known = self._tracer.threads(self.pid)
-        self.seen = set(known)
-        self.pending = list(known)
-        super().hold()
-
-    def seize(self, tid: int) -> int:
-        """Begin to trace a thread; 0 or an errno."""
-        return self._tracer.seize(self.pid, tid)
-
-    def _interrupt(self) -> None:
-        standing = [tid for tid in self.pending if self._tracer.stands(tid)]
-        self.pending = [tid for tid in self.pending if tid not in standing]
-        super()._interrupt()
-        self.pending += standing
-
-    def let_go(self) -> None:
-        """Let all threads go that did not stand before; those that stopped for a signal get it."""
-        while self.signals:
-            self._tracer.attend_to(self.signals.popitem()[0], self._tracer.told)

@@ -1,0 +1,258 @@
+"""``diagtool run``: start a command unchanged, look at it when something happens, judge it when it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from diagtool.cli.duration import Duration
+from diagtool.cli.formats import FORMATS, FormatParam, Output, Shown, outputs, write_all
+from diagtool.cli.options import (
+    all_option,
+    color_option,
+    known_templates,
+    output_option,
+    templates_option,
+    verbose_option,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from diagtool.capture.model import Capture
+    from diagtool.leaks.model import Report, Verdict
+    from diagtool.supervise.loop import Ended
+    from diagtool.supervise.triggers import Trigger
+
+_TIMED_OUT = 124  # as timeout(1) has it
+_DEFAULT = "exit,signal,crash,hang"
+
+
+def _triggers(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[Trigger]:
+    from diagtool.supervise.triggers import BadTrigger, parse
+
+    try:
+        return [trigger for value in values or (_DEFAULT,) for trigger in parse(value)]
+    except BadTrigger as error:
+        raise click.BadParameter(str(error), context, parameter) from None
+
+
+@click.command(
+    "run",
+    short_help="Start a command, look at it when something happens, judge it.",
+    context_settings={"allow_interspersed_args": False},
+)
+@click.argument("command_line", metavar="-- CMD [ARG]...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option(
+    "--snapshot-on",
+    "triggers",
+    multiple=True,
+    callback=_triggers,
+    metavar="TRIGGER,…",
+    help=f"When to look; several with commas, or the option again. Default: {_DEFAULT}.",
+)
+@click.option(
+    "--fail-on",
+    type=click.Choice(["proven", "likely", "suspect", "never"]),
+    default="likely",
+    show_default=True,
+    help="Exit with 1 when there is a finding of this verdict or a worse one, and CMD ended with 0.",
+)
+@click.option(
+    "--format",
+    "formats",
+    type=FormatParam(),
+    multiple=True,
+    metavar="NAME[=FILE]",
+    help=f"How to print it: {', '.join(FORMATS)}. Can be given several times, all but one with a file. "
+    "Default: terminal.",
+)
+@output_option("Write the report to FILE instead of the standard error.")
+@click.option(
+    "--keep",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep the snapshots in DIR, as NUMBER-WHY-PID.diag; cores go there, too.",
+)
+@click.option("--core", is_flag=True, help="When CMD crashes write a core, to DIR/core.PID or here.")
+@click.option("--follow", is_flag=True, help="See crashes of processes that CMD starts, too.")
+@click.option(
+    "--timeout",
+    type=Duration(),
+    metavar="TIME",
+    help="After TIME (30s, 10m) look at what keeps CMD from ending, and end it: SIGTERM, then SIGKILL.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0, 3600),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long CMD has to end after SIGTERM.",
+)
+@click.option(
+    "--min-count",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Report what has at least N stacks, instead of as many as each template says.",
+)
+@templates_option
+@all_option("Show idle stacks, too: worker pools, event loops, listeners.")
+@verbose_option
+@color_option
+def command(
+    command_line: tuple[str, ...],
+    triggers: list[Trigger],
+    fail_on: Verdict | Literal["never"],
+    formats: tuple[Output, ...],
+    output: Path | None,
+    keep: Path | None,
+    core: bool,
+    follow: bool,
+    timeout: float | None,
+    grace: float,
+    min_count: int | None,
+    templates: Path | None,
+    everything: bool,
+    verbose: bool,
+) -> int:
+    """Start CMD unchanged, look at it when something happens, and say what leaked when it has ended.
+
+    CMD runs as it would without diagtool: same terminal, files, environment and process group; signals reach
+    it, Ctrl-C and Ctrl-Z as ever. Its memory is read from outside, nothing is put into it. If diagtool is
+    killed it runs on.
+
+    \b
+    Triggers of --snapshot-on:
+        exit          short looks while it runs, after 0.5, 1, 2, 4 … seconds
+                      (every minute at most), and one as it goes away
+        signal        it is asked to end (TERM, INT, HUP, QUIT), just before
+        signal=USR2   diagtool gets this signal, which is not passed on
+        crash         a signal ends it (SEGV, ABRT, BUS …), before it is gone
+        hang          --timeout is over
+        every=30s     again and again
+        rss>2GiB      one of its processes has more than so much memory,
+        tasks>1000    asyncio tasks, threads, or open files (of its limit)
+        threads>200
+        fds>80%
+    All Python processes that CMD has started are looked at, too. The looks are judged together: what stays or
+    grows from one to the next counts. Processes that outlive CMD are findings, and left alone.
+
+    \b
+    Examples:
+        diagtool run -- python app.py
+        diagtool run --timeout 10m --format github -- pytest -x
+        diagtool run --snapshot-on 'rss>2GiB,every=60s' --keep looks -- gunicorn app:app
+
+    \b
+    Exit status:
+        that of CMD, when it is not 0; by the signal that ended CMD (128+N)
+        0     CMD ended with 0, nothing found at or above --fail-on
+        1     CMD ended with 0, and there are findings
+        2     wrong usage
+        3     CMD ended with 0, and the report could not be written
+        124   --timeout was reached
+        126   CMD may not be run
+        127   there is no CMD
+    """
+    from diagtool.supervise.child import NotStarted, die_of
+    from diagtool.supervise.loop import Plan, Supervisor
+
+    chosen = outputs(formats, output, ())
+    if templates is not None:
+        known_templates(templates)  # before the start, which a mistake in them must not cost
+    if timeout is None and any(t.kind == "hang" for t in triggers):
+        triggers = [t for t in triggers if t.kind != "hang"]
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+    writer = _core_writer(keep) if core else None
+    plan = Plan(command_line, triggers, timeout, grace, follow, writer)
+    try:
+        ended = Supervisor(plan).run()
+    except NotStarted as error:
+        click.echo(f"diagtool: {error}\n{error.hint}", err=True)
+        return error.status
+    status = os.waitstatus_to_exitcode(ended.status)
+    try:
+        report = _told(ended, chosen, templates, min_count, keep, verbose, everything)
+    except Exception:
+        if status == 0 and not ended.timed_out:
+            raise
+        _say_why_not()  # what became of CMD is more important
+        report = None
+    if ended.timed_out:
+        return _TIMED_OUT
+    if status < 0:
+        die_of(-status)
+    if status:
+        return status
+    return 1 if report is not None and fail_on != "never" and report.at_least(fail_on) else 0
+
+
+def _told(
+    ended: Ended,
+    chosen: list[Output],
+    templates: Path | None,
+    min_count: int | None,
+    keep: Path | None,
+    verbose: bool,
+    everything: bool,
+) -> Report | None:
+    """Judge, keep and print; None where nothing was seen of which that could be said."""
+    if not ended.looks and not ended.orphans and not ended.timed_out and chosen == [Output("terminal")]:
+        for note in ended.notes or [f"it ended after {ended.seconds:.2f} s, before it was looked at"]:
+            click.echo(f"diagtool: {note}", err=True)
+        return None
+    from diagtool.cli.output import width
+    from diagtool.report.sources import Sources
+    from diagtool.supervise.verdict import judge
+
+    report, snapshots = judge(ended, templates=known_templates(templates), min_count=min_count)
+    if keep is not None:
+        _keep(ended, keep)
+
+    def shown(where: Output) -> Shown:
+        sources = Sources(report.target, None)
+        return Shown(report, snapshots, sources, width(where.file), verbose, everything)
+
+    with redirect_stdout(sys.stderr):
+        write_all(chosen, shown)
+    return report
+
+
+def _keep(ended: Ended, folder: Path) -> None:
+    from diagtool.snapshot import store
+
+    for number, look in enumerate(look for look in ended.looks if look.snapshot is not None):
+        assert look.snapshot is not None
+        store.save(look.snapshot, folder / f"{number:02}-{look.why}-{look.pid}.diag")
+
+
+def _core_writer(folder: Path | None) -> Callable[[int], Callable[[Capture], str]]:
+    def for_process(pid: int) -> Callable[[Capture], str]:
+        def write_it(capture: Capture) -> str:
+            from diagtool.capture.corewriter import write_core
+            from diagtool.cli.corefile import replaced, write
+            from diagtool.cli.output import OutputError
+
+            try:
+                with replaced((folder or Path()) / f"core.{pid}", "--keep") as file:
+                    write(capture, file, None, write_core)
+            except OutputError as error:
+                return str(error)
+            return ""
+
+        return write_it
+
+    return for_process
+
+
+def _say_why_not() -> None:
+    error = sys.exc_info()[1]
+    hint = getattr(error, "hint", "")
+    click.echo(f"diagtool: {error}" + (f"\n{hint}" if hint else ""), err=True)
