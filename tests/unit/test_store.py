@@ -7,6 +7,7 @@ import random
 import shutil
 import sqlite3
 import stat
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from diagtool.snapshot.model import (
     Thing,
     ThreadInfo,
 )
+from diagtool.snapshot.packed import LEAST_ROWS
 from diagtool.snapshot.store import StoreError, check_writable, load, save
 
 
@@ -453,3 +455,63 @@ def test_a_hundred_thousand_stacks_come_back(tmp_path: Path) -> None:
     snap = starved(100_000)
     save(snap, tmp_path / "big.diag")
     same(snap, load(tmp_path / "big.diag"))
+
+
+# -- columns of large tables once more ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> tuple[Path, Snapshot]:
+    snap = starved(LEAST_ROWS + 10)
+    path = tmp_path / "large.diag"
+    save(snap, path)
+    return path, snap
+
+
+def test_what_is_packed_is_what_the_rows_say(large: tuple[Path, Snapshot]) -> None:
+    path, snap = large
+    with sqlite3.connect(path) as db:
+        assert {t for (t,) in db.execute("SELECT DISTINCT tbl FROM packed")} == {"stack"}
+    unpacked = load(path)
+    same(unpacked, snap)
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE packed")
+    same(load(path), unpacked)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM packed WHERE name = 'kind'",
+        "UPDATE packed SET data = x'00' WHERE name = 'wait'",
+        "UPDATE packed SET data = 'text' WHERE name = 'wait'",
+        "UPDATE packed SET data = substr(data, 1, length(data) / 2)",
+        "UPDATE packed SET dtype = 'O'",
+        "UPDATE packed SET dtype = '<i8' WHERE name = 'stuck'",
+        "UPDATE packed SET name = 'strange' WHERE name = 'kind'",
+        "INSERT INTO packed SELECT * FROM packed WHERE name = 'kind'",
+        "DROP TABLE packed; CREATE TABLE packed (a, b, c, d)",
+    ],
+)
+def test_what_is_packed_and_does_not_fit_is_read_from_the_rows(
+    large: tuple[Path, Snapshot], damage: str
+) -> None:
+    path, snap = large
+    with sqlite3.connect(path) as db:
+        db.executescript(damage)
+    same(load(path), snap)
+
+
+def test_a_bomb_is_not_unpacked(large: tuple[Path, Snapshot]) -> None:
+    path, snap = large
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE packed SET data = ? WHERE name = 'wait'", (zlib.compress(bytes(64 << 20)),))
+    same(load(path), snap)
+
+
+def test_what_is_packed_is_checked_as_rows_are(large: tuple[Path, Snapshot]) -> None:
+    path, snap = large
+    wild = zlib.compress(np.full(len(snap.stacks), 77, np.uint8).tobytes())
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE packed SET data = ? WHERE name = 'state'", (wild,))
+    assert "stack.state points to nothing" in refused(path)

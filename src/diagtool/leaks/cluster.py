@@ -88,9 +88,9 @@ class Clusters:
             self.rows(index),
         )
 
-    def largest_first(self) -> list[int]:
+    def largest_first(self) -> NDArray[np.intp]:
         """Indices of all clusters, largest first."""
-        return [int(i) for i in np.argsort(-self.count, kind="stable")]
+        return np.argsort(-self.count, kind="stable")
 
 
 def things_of(snapshot: Snapshot, rows: NDArray[np.intp]) -> NDArray[np.intp]:

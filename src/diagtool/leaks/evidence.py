@@ -56,6 +56,7 @@ def sentences(facts: Facts, match: Match, course: Course | None) -> tuple[str, .
     out = [
         *_of_template(facts, match, course),
         *_of_things(facts, match.rows),
+        *_of_ways(facts, match.rows),
         *_of_parents(facts, match.rows),
         *_of_series(match.rows, course),
     ]
@@ -108,10 +109,20 @@ def _references(thing: Thing, what: str, kind: str) -> str:
     return f"all {thing.references:,} references to {what} come from the waiting {kind}s themselves"
 
 
+def _of_ways(facts: Facts, rows: Rows) -> Iterator[str]:
+    """That the frames of a finding are those of some of its stacks only."""
+    _, counts = np.unique(facts.clusters.of[rows], return_counts=True)
+    if len(counts) > 1:
+        most = f"those of {counts.max():,} of them" if counts.max() > 1 else "those of one of them"
+        yield f"they came to this place by {len(counts):,} different ways; the frames are {most}"
+
+
 def _of_parents(facts: Facts, rows: Rows) -> Iterator[str]:
     """Who awaits these stacks, so that the same leak is not told twice."""
     edges = facts.snapshot.awaits.reshape(-1, 2)
     edges = edges[((edges >= 0) & (edges < len(facts.snapshot.stacks))).all(axis=1)]
+    if not len(edges):
+        return
     parents = np.unique(edges[np.isin(edges[:, 1], rows), 0]).astype(np.intp)
     parents = np.setdiff1d(parents, rows)
     if not len(parents):

@@ -18,6 +18,7 @@ from diagtool.leaks.circles import circle_of, in_words
 from diagtool.leaks.cluster import Clusters, things_of
 from diagtool.leaks.condition import Condition
 from diagtool.leaks.model import is_own
+from diagtool.leaks.near import NearClusters
 from diagtool.leaks.owners import cycles, owners
 from diagtool.leaks.pattern import FrameIndex, FramePattern
 from diagtool.leaks.timeouts import timeouts_left
@@ -49,6 +50,7 @@ class Facts:
         self.snapshot = snapshot
         self.frames = FrameIndex(snapshot)
         self.clusters = Clusters(snapshot)
+        self.near = NearClusters(snapshot)
         self.derived: dict[str, list[dict[str, Any]]] = {}  # tables that are made of several snapshots
 
     # --- of things -------------------------------------------------------------------------------------

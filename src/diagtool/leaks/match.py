@@ -139,8 +139,8 @@ class Matcher:
         """``rows`` split into what would be one finding each, largest first."""
         if not len(rows) or template.group == "all":
             return [rows]
-        s, clusters = self.facts.snapshot.stacks, self.facts.clusters
-        key: NDArray[np.int64] = clusters.of[rows].astype(np.int64)
+        s = self.facts.snapshot.stacks
+        key: NDArray[np.int64] = self.facts.near.of[rows]
         if template.group == "thing":
             key = s.thing[rows].astype(np.int64)
         elif template.group == "executor":
@@ -149,9 +149,7 @@ class Matcher:
             owner = self.facts.owners(rows)
             numbers = {o: i for i, o in enumerate(dict.fromkeys(owner))}
             key = key << 32 | np.array([numbers[o] for o in owner], np.int64)
-        order = np.argsort(key, kind="stable")
-        cuts = np.flatnonzero(np.diff(key[order])) + 1
-        return sorted(np.split(rows[order], cuts), key=len, reverse=True)
+        return sorted(split(rows, key), key=len, reverse=True)
 
     # --- everything ------------------------------------------------------------------------------------
 
@@ -185,17 +183,24 @@ class Matcher:
     def unknown_places(
         self, templates: Iterable[Template], idle: NDArray[np.bool_], least: int
     ) -> list[Rows]:
-        """Clusters of at least ``least`` waiting stacks that no template knows."""
+        """Groups of at least ``least`` waiting stacks that are nearly alike and that no template knows."""
         c = self.facts.clusters
-        pick = (c.count >= least) & (c.state == STATE["waiting"]) & np.isin(c.kind, _FLOWS)
-        if not pick.any():
+        pick = (c.state == STATE["waiting"]) & np.isin(c.kind, _FLOWS)
+        if int(c.count[pick].sum()) < least:
             return []
-        pick &= ~self.known(templates)
-        groups = (c.rows(int(i)) for i in np.flatnonzero(pick))
-        kept = (rows[~idle[rows]] for rows in groups)
+        rows = np.flatnonzero((pick & ~self.known(templates))[c.of] & ~idle)
+        kept = iter(g for g in split(rows, self.facts.near.of[rows]) if len(g) >= least)
         if self.course is not None:
             kept = (self.course.leaking(rows) for rows in kept)
         return [rows for rows in kept if len(rows) >= least]
+
+
+def split(rows: Rows, key: NDArray[np.int64]) -> list[Rows]:
+    """``rows`` by their ``key``, each part in the order that it had."""
+    if not len(rows):
+        return []
+    order = np.argsort(key, kind="stable")
+    return np.split(rows[order], np.flatnonzero(np.diff(key[order])) + 1)
 
 
 def resolver_of(facts: Facts, rows: Rows, course: Course | None) -> Resolve:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from diagtool.leaks.condition import Resolve
 from diagtool.leaks.model import Trend
+from diagtool.leaks.near import NearClusters
 from diagtool.leaks.pattern import MAX_ROUNDS
 from diagtool.snapshot.model import Snapshot
 
@@ -158,7 +159,7 @@ def trace_hashes(snapshot: Snapshot) -> U64:
     """
     traces = snapshot.traces
     size = len(traces.parent)
-    of_frames = np.array([hash(f) & 0xFFFFFFFFFFFFFFFF for f in traces.frames] + [0], np.uint64)
+    of_frames = _frames(snapshot)
     ids = np.where((traces.frame >= 0) & (traces.frame < len(traces.frames)), traces.frame, -1)
     value: U64 = of_frames[ids] * np.uint64(2) + np.uint64(1)
     value[0] = 0
@@ -175,6 +176,11 @@ def trace_hashes(snapshot: Snapshot) -> U64:
     return value
 
 
+def _frames(snapshot: Snapshot) -> U64:
+    """A hash of every frame, and 0 for none at the end."""
+    return np.array([hash(f) & 0xFFFFFFFFFFFFFFFF for f in snapshot.traces.frames] + [0], np.uint64)
+
+
 def _texts(texts: Sequence[str]) -> U64:
     return np.array([hash(t) & 0xFFFFFFFFFFFFFFFF for t in texts], np.uint64)
 
@@ -189,9 +195,10 @@ def _mixed(*columns: NDArray[np.unsignedinteger[Any]]) -> U64:
 
 
 def _places(snapshot: Snapshot) -> U64:
+    # What stacks that are nearly alike have in common: what lies between may differ from one time to the next.
     s = snapshot.stacks
-    waits = _texts(snapshot.waits)
-    return _mixed(s.kind, s.state, waits[s.wait], trace_hashes(snapshot)[s.trace])
+    waits, frames = _texts(snapshot.waits), _frames(snapshot)
+    return _mixed(s.kind, s.state, waits[s.wait], *(frames[ids] for ids in NearClusters(snapshot).places))
 
 
 def _identities(snapshot: Snapshot) -> U64:

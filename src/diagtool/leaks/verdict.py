@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from diagtool.leaks.cluster import Clusters, examples, frames_of, kind_name, sta
 from diagtool.leaks.evidence import sentences, waiting_on
 from diagtool.leaks.facts import CALLBACK, Facts, Rows
 from diagtool.leaks.growth import derive, missing
-from diagtool.leaks.match import Match, Matcher
+from diagtool.leaks.match import Match, Matcher, split
 from diagtool.leaks.memorygrowth import derive_memory
 from diagtool.leaks.model import NO_STACKS, Finding, Report
 from diagtool.leaks.pattern import StackPattern
@@ -26,10 +27,15 @@ from diagtool.leaks.tables import judge_table
 from diagtool.leaks.template import Rule, Template, builtin
 from diagtool.snapshot.model import Snapshot
 
+if TYPE_CHECKING:
+    from diagtool.leaks.source.files import Sources
+
 #: Stacks that must wait at a place that no template knows for it to be a suspect.
 UNKNOWN_COUNT = 100
 #: Clusters that a report lists, besides those of findings; of more the largest.
 MAX_CLUSTERS = 2_000
+#: Clusters that are listed of each finding, where they are among the smaller ones.
+MAX_OF_FINDING = 20
 #: Retention paths that a finding shows.
 MAX_HELD_BY = 5
 
@@ -51,6 +57,7 @@ def judge(
     *,
     templates: Iterable[Template] | None = None,
     min_count: int | None = None,
+    sources: Sources | None = None,
 ) -> Report:
     """See :func:`diagtool.leaks.find_leaks`."""
     series = in_order(snapshots)
@@ -68,10 +75,16 @@ def judge(
     for template in known:
         if template.kind == "table":
             made += [(f, np.zeros(0, np.intp)) for f in judge_table(template, every, course, min_count)]
-    made = _with_ids(made)
+    made = _with_ids(facts, made)
+    doubts: list[str] = []
+    if sources is not None and made:
+        from diagtool.leaks.source.look import look_at  # where nothing is found nobody needs it
+
+        found, doubts = look_at([finding for finding, _ in made], known, sources, snapshot)
+        made = [(finding, rows) for finding, (_, rows) in zip(found, made, strict=True)]
     shown = list(_clusters(facts.clusters, snapshot, made, idle_clusters))
     left_out = len(facts.clusters) - len(shown)
-    warnings = [*missing(series), *(w for s in series for w in s.warnings)]
+    warnings = [*missing(series), *(w for s in series for w in s.warnings), *doubts]
     if left_out:
         warnings.append(f"{left_out:,} smaller clusters are not listed")
     report = Report.of(
@@ -179,15 +192,17 @@ def _largest(seconds: NDArray[np.float64]) -> float | None:
     return float(known.max()) if len(known) else None
 
 
-def _with_ids(made: list[tuple[Finding, Rows]]) -> list[tuple[Finding, Rows]]:
+def _with_ids(facts: Facts, made: list[tuple[Finding, Rows]]) -> list[tuple[Finding, Rows]]:
     """Stable ids; a second finding that differs only in line numbers gets one of its own."""
     seen: dict[str, int] = {}
     out = []
     for finding, rows in made:
         what = "\0".join((finding.template or "", *(finding.examples if finding.kind in NO_STACKS else ())))
-        plain = stable_id(what, -1, -1, "", finding.frames)
+        # Of stacks what all of them have in common: the next run may come there by another way.
+        frames = facts.near.frames(_typical(facts, rows)) if len(rows) else finding.frames
+        plain = stable_id(what, -1, -1, "", frames)
         number = seen[plain] = seen.get(plain, 0) + 1
-        id_ = plain if number == 1 else stable_id(f"{what}#{number}", -1, -1, "", finding.frames)
+        id_ = plain if number == 1 else stable_id(f"{what}#{number}", -1, -1, "", frames)
         out.append((replace(finding, id=id_), rows))
     return out
 
@@ -198,15 +213,17 @@ def _clusters(
     made: list[tuple[Finding, Rows]],
     idle: dict[int, Template],
 ) -> Iterator[model.Cluster]:
-    of_cluster: dict[int, Finding] = {}
-    for finding, rows in made:
-        for index in np.unique(clusters.of[rows]).tolist():
-            of_cluster.setdefault(index, finding)
-    for rank, index in enumerate(clusters.largest_first()):
-        if rank >= MAX_CLUSTERS and index not in of_cluster:
-            continue
+    number = np.full(len(clusters), -1, np.intp)  # of the finding that each cluster became
+    for at in range(len(made) - 1, -1, -1):
+        number[clusters.of[made[at][1]]] = at
+    largest = clusters.largest_first()
+    rest = largest[MAX_CLUSTERS:]
+    rest = rest[number[rest] >= 0]
+    listed = [largest[:MAX_CLUSTERS], *(g[:MAX_OF_FINDING] for g in split(rest, number[rest]))]
+    for index in np.concatenate(listed).tolist():
         group = clusters.group(index)
-        found, idle_template = of_cluster.get(index), idle.get(index)
+        found = made[number[index]][0] if number[index] >= 0 else None
+        idle_template = idle.get(index)
         wait = snapshot.waits[group.wait] or None
         frames = frames_of(snapshot, group.trace)
         template = found.template if found else idle_template.id if idle_template else None

@@ -40,6 +40,10 @@ from diagtool.snapshot.model import (
     ThreadInfo,
     Traces,
 )
+from diagtool.snapshot.packed import read_packed
+
+#: The values of one column: as SQLite gives them, or unpacked.
+Column = Sequence[Any] | NDArray[Any]
 
 
 class BadRows(ValueError):
@@ -128,13 +132,19 @@ def _read_frames(db: sqlite3.Connection) -> list[Frame]:
 
 
 def _read_traces(db: sqlite3.Connection, frames: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    ids, parents, own = _numbered(db, "trace", "parent", "frame")
-    if not ids:
+    packed = read_packed(db, "trace", ("parent", "frame"))
+    parents: Column
+    own: Column
+    if packed is None:
+        _, parents, own = _numbered(db, "trace", "parent", "frame")
+    else:
+        parents, own = packed["parent"], packed["frame"]
+    if not len(parents):
         _bad("trace", "is empty")
-    parent = _array(parents, "i4", 0, len(ids), "trace.parent")
+    parent = _array(parents, "i4", 0, len(parents), "trace.parent")
     frame = _array(own, "i4", -1, frames, "trace.frame")
     # A parent before its children: so that there is no cycle, and every walk ends at trace 0.
-    if parent[0] != 0 or frame[0] != -1 or bool((parent[1:] >= np.arange(1, len(ids))).any()):
+    if parent[0] != 0 or frame[0] != -1 or bool((parent[1:] >= np.arange(1, len(parent))).any()):
         _bad("trace.parent", "has a cycle")
     if bool((frame[1:] < 0).any()):
         _bad("trace.frame")
@@ -164,8 +174,14 @@ def _read_things(db: sqlite3.Connection) -> list[Thing]:
 
 def _read_stacks(db: sqlite3.Connection, limits: dict[str, int]) -> StackTable:
     names = list(STACK_COLUMNS)
-    _, *columns = _numbered(db, "stack", *names, "name")
-    texts = columns.pop()
+    packed = read_packed(db, "stack", names)
+    columns: list[Column]
+    if packed is None:
+        _, *rows, texts = _numbered(db, "stack", *names, "name")
+        columns = list(rows)
+    else:
+        columns = [packed[name] for name in names]
+        (texts,) = _columns(db, "SELECT name FROM stack ORDER BY id", 1)
     _check(texts, TEXT, "stack.name")
     limits = {**limits, "kind": len(KINDS), "state": len(STATES)}
     table: dict[str, Any] = {}
@@ -177,6 +193,8 @@ def _read_stacks(db: sqlite3.Connection, limits: dict[str, int]) -> StackTable:
             table[name] = np.array(column, dtype)
         elif name in limits:
             table[name] = _array(column, dtype, -1 if name in ("thing", "holder") else 0, limits[name], what)
+        elif isinstance(column, np.ndarray):
+            table[name] = column.astype(dtype)
         else:
             table[name] = _array(column, "i8", I64_MIN, I64_MAX, what).view(dtype)
     return StackTable(name=list(texts), **table)
@@ -229,15 +247,18 @@ def _numbered(db: sqlite3.Connection, table: str, *names: str) -> list[Sequence[
     return columns
 
 
-def _check(column: Sequence[Any], allowed: Types, what: str) -> None:
-    if not set(map(type, column)) <= allowed:
+def _check(column: Column, allowed: Types, what: str) -> None:
+    if isinstance(column, np.ndarray):
+        if (column.dtype.kind == "f") != (float in allowed):
+            _bad(what, "has values of the wrong type")
+    elif not set(map(type, column)) <= allowed:
         _bad(what, "has a value of the wrong type")
 
 
-def _array(column: Sequence[Any], dtype: str, low: int, high: int, what: str) -> NDArray[Any]:
+def _array(column: Column, dtype: str, low: int, high: int, what: str) -> NDArray[Any]:
     # Integers that must be in low … high - 1 (in the whole of int64 when high is its maximum).
     _check(column, INT, what)
-    values = np.array(column, np.int64)
+    values = np.asarray(column, np.int64)
     if values.size and (int(values.min()) < low or (high < I64_MAX and int(values.max()) >= high)):
         _bad(what, "points to nothing")
     return values.astype(dtype)

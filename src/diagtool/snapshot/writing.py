@@ -26,6 +26,7 @@ from diagtool.snapshot.columns import (
     U64,
 )
 from diagtool.snapshot.model import KINDS, STACK_COLUMNS, STATES, Snapshot, Thing, ThreadInfo
+from diagtool.snapshot.packed import write_packed
 
 
 def write_rows(db: sqlite3.Connection, snapshot: Snapshot) -> None:
@@ -47,12 +48,14 @@ def write_rows(db: sqlite3.Connection, snapshot: Snapshot) -> None:
     )
     parents = snapshot.traces.parent
     _insert(db, "trace", range(len(parents)), parents.tolist(), snapshot.traces.frame.tolist())
+    write_packed(db, "trace", {"parent": parents, "frame": snapshot.traces.frame})
     _insert(db, "wait", range(len(snapshot.waits)), _texts(snapshot.waits))
     _write_things(db, snapshot.things)
     _insert(db, "holder", range(len(snapshot.holders)), _texts(snapshot.holders))
     stacks = snapshot.stacks
     columns = [_plain(getattr(stacks, column)) for column in STACK_COLUMNS]
     _insert(db, "stack", range(len(stacks)), *columns, _texts(stacks.name))
+    write_packed(db, "stack", {column: getattr(stacks, column) for column in STACK_COLUMNS})
     _write_threads(db, snapshot.threads)
     _insert(db, "await_edge", snapshot.awaits[:, 0].tolist(), snapshot.awaits[:, 1].tolist())
     labels = snapshot.labels
