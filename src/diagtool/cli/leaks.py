@@ -20,6 +20,7 @@ from diagtool.cli.options import (
     known_templates,
     native_options,
     output_option,
+    source_option,
     target_argument,
     templates_option,
     verbose_option,
@@ -28,7 +29,6 @@ from diagtool.cli.options import (
 if TYPE_CHECKING:
     from diagtool.capture.clonemode import CloneMode
     from diagtool.leaks.model import Report
-    from diagtool.report.locations import Locations
     from diagtool.report.text import Line
     from diagtool.runtimes.native.stacks import Unwinder
     from diagtool.snapshot.model import Snapshot
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
 @templates_option
 @all_option("Show idle stacks, too: worker pools, event loops, listeners.")
 @core_options
+@source_option
 @verbose_option
 @color_option
 def command(
@@ -94,6 +95,7 @@ def command(
     everything: bool,
     exe: str | None,
     sysroot: str | None,
+    sources: tuple[str, ...],
     verbose: bool,
 ) -> int:
     """Say what leaked or hangs, why, since when, who holds it, and what to change.
@@ -108,6 +110,10 @@ def command(
 
     Native frames of threads are unwound, too, after the stop: they say which lock of C or C++ a thread waits
     for, and who owns it. A program without Python is judged by them alone.
+
+    Where the source of the program can be read (where it was, below --sysroot, or below --source), it is held
+    against some findings: a task that nobody keeps, acquire() without finally. It is parsed, never run. What
+    was changed since the process started, or has other lines than its code, is not used, and that is said.
 
     Which functions handle signals only a frozen copy of a process can tell: with --clone always one is made,
     and handlers that C code took from Python are found.
@@ -130,6 +136,7 @@ def command(
     Examples:
         diagtool leaks 4242
         diagtool leaks core.4242.zst --sysroot /srv/image
+        diagtool leaks service.diag --source src
         diagtool leaks before.diag after.diag
         diagtool leaks 4242 --heap
         diagtool leaks 4242 --format json --fail-on proven -o leaks.json
@@ -168,6 +175,7 @@ def command(
         resolve,
         exe=exe,
         sysroot=sysroot,
+        sources=sources,
         clone=clone,
         frames=native is not False,
         unwinder=unwinder,
@@ -179,7 +187,14 @@ def command(
         with progress("looking for leaks"):
             try:
                 snapshots = [r.snapshot for r in resolved]
-                return rules.judged(find_leaks(snapshots, templates=known, min_count=rules.min_count))
+                return rules.judged(
+                    find_leaks(
+                        snapshots,
+                        templates=known,
+                        min_count=rules.min_count,
+                        sources=resolved[-1].sources,
+                    )
+                )
             except SeriesError as error:
                 raise click.UsageError(f"{error}. {error.hint}") from error
 
@@ -193,8 +208,9 @@ def command(
         new = write_baseline(report, baseline, rules.baseline, reason)
         rules = replace(rules, baseline=new)
         report = judged()
-    if any(FORMATS[where.format].places for where in written):
-        report = _with_places(report, rules.locations)
+    away = rules.locations.warning(report)
+    if away is not None and any(FORMATS[where.format].places for where in written):
+        report = replace(report, warnings=(*report.warnings, away))
 
     def shown(where: Output) -> Shown:
         return Shown(
@@ -211,18 +227,6 @@ def command(
 
     write_all(written, shown)
     return rules.status(report)
-
-
-def _with_places(report: Report, locations: Locations) -> Report:
-    """Says so where findings are in files that are not in the repository, as those of a container are."""
-    away = [frame for frame in map(locations.elsewhere, report.findings) if frame is not None]
-    if not away:
-        return report
-    text = (
-        f"{len(away):,} of {len(report.findings):,} findings are in files outside of {locations.root}, as "
-        f"{away[0].file}: --root DIR names the repository, --map FROM=TO says what a container calls it"
-    )
-    return replace(report, warnings=(*report.warnings, text))
 
 
 def _has_more(target: str, snap: Snapshot) -> bool:

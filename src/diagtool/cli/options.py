@@ -117,6 +117,19 @@ def core_options(command: _F) -> _F:
     )(command)
 
 
+def source_option(command: _F) -> _F:
+    """--source DIR."""
+    return click.option(
+        "--source",
+        "sources",
+        type=click.Path(exists=True, file_okay=False),
+        multiple=True,
+        metavar="DIR",
+        help="Look for the program's source below DIR first, by the end of its path; can be given several "
+        "times. Else it is read where it was, if it was not changed since the process started.",
+    )(command)
+
+
 def clone_option(default: str) -> Callable[[_F], _F]:
     """--clone: whether a copy-on-write image may be made of the process, which injects a system call."""
     return click.option(

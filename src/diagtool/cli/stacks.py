@@ -15,6 +15,7 @@ from diagtool.cli.options import (
     known_templates,
     native_options,
     output_option,
+    source_option,
     target_argument,
     verbose_option,
 )
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 @output_option("Write to FILE instead of the standard output.")
 @all_option("Show idle clusters and every line, too; with --format json, every stack.")
 @core_options
+@source_option
 @verbose_option
 @color_option
 def command(
@@ -53,6 +55,7 @@ def command(
     everything: bool,
     exe: str | None,
     sysroot: str | None,
+    sources: tuple[str, ...],
     verbose: bool,
 ) -> int:
     """Show what every thread and task does, alike ones counted.
@@ -101,6 +104,7 @@ def command(
         target,
         exe=exe,
         sysroot=sysroot,
+        sources=sources,
         output=output,
         frames=native is not False,
         unwinder=unwinder,

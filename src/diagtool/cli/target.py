@@ -54,10 +54,13 @@ class How(TypedDict, total=False):
     look: Callable[[Capture], None] | None
 
 
-def resolve(text: str, *, output: Path | None = None, **how: Unpack[How]) -> Resolved:
+def resolve(
+    text: str, *, output: Path | None = None, sources: Sequence[str] = (), **how: Unpack[How]
+) -> Resolved:
     """The snapshot of what ``text`` names, looked at as ``how`` says.
 
-    ``output`` is where the result will be written: never in the place of a core, of which there is one only.
+    ``sources``: folders in which the source of the target's frames is looked for first. ``output`` is where
+    the result will be written: never in the place of a core, of which there is one only.
     Raises TargetError or StoreError.
     """
     kind = kind_of(text)
@@ -68,7 +71,8 @@ def resolve(text: str, *, output: Path | None = None, **how: Unpack[How]) -> Res
     root = how.get("sysroot")
     if root is None and kind == "live":
         root = f"/proc/{int(text)}/root"  # a target in another mount namespace has its sources there
-    return Resolved(snap, Sources(snap.target, root))
+    codes = snap.tables.get("code_objects", ())
+    return Resolved(snap, Sources(snap.target, root, folders=sources, codes=codes))
 
 
 def look_at_objects(look: Callable[..., Resolved], objects: bool) -> Resolved:

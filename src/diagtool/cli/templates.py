@@ -82,10 +82,14 @@ def show_template(name: str, templates: Path | None) -> int:
 
 
 @command.command("check")
-@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(exists=True, path_type=Path))
+@click.argument("folder", metavar="[FILE|DIR]", required=False, type=click.Path(exists=True, path_type=Path))
 @color_option
 def check_templates(folder: Path | None) -> int:
-    """Check the templates in DIR (default: diagtool's own) and say what is wrong where.
+    """Check the templates in FILE or DIR (default: diagtool's own) and say what is wrong where.
+
+    Every mistake is told with file, line and key, and with what is allowed there: a key that there is none
+    of, a value of the wrong type, a fact that is none, an expression that could search for ever, templates
+    that extend each other in a circle, an id that is there twice, a missing fix.
 
     \b
     Exit status:
@@ -93,12 +97,23 @@ def check_templates(folder: Path | None) -> int:
         1   some can't
         2   wrong usage
     """
-    from diagtool.cli.output import print_lines
-    from diagtool.leaks.template import LIBRARY, read_directory
-    from diagtool.report.text import clean, count
+    from diagtool.cli.output import print_lines, width
+    from diagtool.leaks.template import LIBRARY, builtin, read_directory
+    from diagtool.report.text import clean, count, wrap
 
     found, problems = read_directory(folder or LIBRARY)
-    lines: list[Line] = [[(clean(str(problem), 1000), "warning")] for problem in problems]
+    lines: list[Line] = []
+    for problem in problems:
+        lines.append([(clean(str(problem), 1000), "warning")])
+        if problem.allowed:
+            texts = wrap(clean(", ".join(problem.allowed), 2000), width(None) - 13)
+            lines += [
+                [("    " + ("" if i else "allowed:").ljust(9), "label"), (t, "")] for i, t in enumerate(texts)
+            ]
+    ours = {t.id for t in builtin()} if folder is not None else set()
+    for template in found:
+        if template.id in ours:
+            lines.append([(f"{clean(template.file)}: {template.id}: takes the place of ours", "label")])
     lines.append([(f"{count(len(found), 'template')}, {count(len(problems), 'problem')}", "count")])
     print_lines(lines, None)
     return 1 if problems else 0

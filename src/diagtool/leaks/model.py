@@ -115,6 +115,20 @@ class Trend:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceLine:
+    """A line of the target's source that explains a finding: which ``check`` found it, what it ``says``.
+
+    ``file`` is as frames call it. ``text`` and ``file`` come from the target: clean them before showing.
+    """
+
+    file: str
+    line: int
+    text: str
+    check: str
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """A cluster that is a leak or a hang, with its template, verdict and evidence.
 
@@ -148,6 +162,7 @@ class Finding:
     runbook: str | None = None
     examples: tuple[str, ...] = ()
     trend: Trend | None = None
+    source: tuple[SourceLine, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,20 +15,25 @@ from diagtool.leaks.condition import Condition
 from diagtool.leaks.model import Verdict
 from diagtool.leaks.pattern import StackPattern
 
+_MAX_FILE = 16 << 20
+
 #: Where our own templates lie.
 LIBRARY = Path(__file__).parent / "library"
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with a template: in which ``file``, at which key, and what."""
+    """What is wrong with a template: in which ``file`` and ``line``, at which key, what; what is allowed."""
 
     file: str
     where: str
     what: str
+    line: int | None = None
+    allowed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.where}: {self.what}"
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{place}: {self.where}: {self.what}"
 
 
 class TemplateError(Exception):
@@ -79,6 +84,22 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceRule:
+    """What the source of a finding's frames may say about it: see ``docs/templates.md``.
+
+    ``check``: a source check by name, or ``pattern``: a regular expression. ``at``: where it is looked for.
+    ``raises``: a suspect becomes likely, ``lowers``: a likely a suspect; neither: the line is only shown.
+    """
+
+    at: str
+    check: str = ""
+    pattern: str = ""
+    raises: bool = False
+    lowers: bool = False
+    says: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Template:
     """One leak pattern, or with ``idle`` one that is none. ``kind`` is a stack's kind, or "table"."""
 
@@ -97,6 +118,7 @@ class Template:
     references: tuple[str, ...] = ()
     runbook: str | None = None
     max_count: int | None = None
+    source: tuple[SourceRule, ...] = ()
     file: str = ""
 
 
@@ -129,30 +151,19 @@ def library(user: Path | None = None) -> tuple[Template, ...]:
 
 def read_directory(directory: Path) -> tuple[list[Template], list[Problem]]:
     """All templates of the ``*.toml`` files in ``directory`` (or of one file), and what is wrong there."""
+    from diagtool.leaks.template_toml import read_texts
+
     files = [directory] if directory.is_file() else sorted(directory.glob("*.toml"))
-    templates: list[Template] = []
     problems: list[Problem] = []
     if not files:
         problems.append(Problem(str(directory), "*.toml", "no template files here"))
-    seen: dict[str, str] = {}
+    texts: list[tuple[str, str]] = []
     for file in files:
-        found, wrong = read_file(file)
-        problems += wrong
-        for template in found:
-            if template.id in seen:
-                problems.append(Problem(file.name, template.id, f"is also in {seen[template.id]}"))
-            else:
-                seen[template.id] = file.name
-                templates.append(template)
-    return templates, problems
-
-
-def read_file(file: Path) -> tuple[list[Template], list[Problem]]:
-    """The templates of one file, and what is wrong with it."""
-    from diagtool.leaks.template_toml import read_text
-
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        return [], [Problem(file.name, "file", f"can't be read: {error}")]
-    return read_text(text, file.name)
+        try:
+            if file.stat().st_size > _MAX_FILE:
+                raise OSError(f"it is larger than {_MAX_FILE >> 20} MiB")
+            texts.append((file.name, file.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(Problem(file.name, "file", f"can't be read: {error}"))
+    found, wrong = read_texts(texts)
+    return found, problems + wrong

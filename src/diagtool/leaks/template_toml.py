@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from diagtool.leaks.condition import Condition, ConditionError, parse
 from diagtool.leaks.model import NO_STACKS, SEVERITIES, VERDICTS
-from diagtool.leaks.pattern import FramePattern, StackPattern
-from diagtool.leaks.template import Problem, Rule, TablePattern, Template
+from diagtool.leaks.pattern import StackPattern
+from diagtool.leaks.template import Problem, Rule, SourceRule, TablePattern, Template
+from diagtool.leaks.template_extends import Bases
+from diagtool.leaks.template_table import Document, Table
+from diagtool.leaks.tomllines import Path
 from diagtool.snapshot.model import KINDS, STATES
 
 #: Facts of one stack, for ``stack`` conditions. What each means is in docs/templates.md.
@@ -38,121 +39,32 @@ _ID = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 
 def read_text(text: str, name: str) -> tuple[list[Template], list[Problem]]:
     """The templates of one file's text; ``name`` is what problems call the file."""
-    tomllib = _tomllib()
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        return [], [Problem(name, "file", f"not TOML: {error}")]
-    check = _Checker(name)
-    table = _Table(check, data, "file", ("template",))
-    templates = [t for i, raw in enumerate(table.tables("template")) if (t := _template(check, raw, i, name))]
-    if not data.get("template"):
-        check.problem("template", "no [[template]] in this file")
-    return templates, check.problems
+    return read_texts([(name, text)])
 
 
-def _tomllib() -> Any:
-    from importlib import import_module
-
-    return import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-
-
-class _Checker:
-    """Collects the problems of one file."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-        self.problems: list[Problem] = []
-
-    def problem(self, where: str, what: str) -> None:
-        self.problems.append(Problem(self.file, where, what))
-
-
-class _Table:
-    """One TOML table whose keys are known; reading a key checks its type."""
-
-    def __init__(self, check: _Checker, raw: Mapping[str, Any], where: str, known: Iterable[str]) -> None:
-        self.check, self.raw, self.where, self.known = check, raw, where, tuple(known)
-        for key in raw:
-            if key not in self.known:
-                check.problem(f"{where}.{key}", f"no such key{_nearest(key, self.known)}")
-
-    def _typed(self, key: str, kind: type, what: str, default: Any) -> Any:
-        value = self.raw.get(key, default)
-        if value is default:
-            return default
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            self.check.problem(f"{self.where}.{key}", f"must be {what}, is {type(value).__name__}")
-            return default
-        return value
-
-    def text(self, key: str, default: str = "", *, needed: bool = False) -> str:
-        value: str = self._typed(key, str, "a string", default)
-        if needed and not value.strip():
-            self.check.problem(f"{self.where}.{key}", "is missing")
-        return " ".join(value.split()) if value else value
-
-    def flag(self, key: str) -> bool:
-        return bool(self._typed(key, bool, "true or false", False))
-
-    def number(self, key: str, default: int | None) -> int | None:
-        value: int | None = self._typed(key, int, "a whole number", default)
-        return value
-
-    def choice(self, key: str, among: Iterable[str], default: str) -> str:
-        value = self.text(key, default)
-        return self._among(key, value, tuple(among), default)
-
-    def _among(self, key: str, value: str, among: tuple[str, ...], default: str) -> str:
-        if value in among:
-            return value
-        self.check.problem(f"{self.where}.{key}", f"{value!r} is not one of {', '.join(among)}")
-        return default
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self.raw.get(key, ())
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, (list, tuple)) or not all(isinstance(i, str) for i in items):
-            self.check.problem(f"{self.where}.{key}", "must be a string or a list of strings")
-            return ()
-        return tuple(items)
-
-    def choices(self, key: str, among: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(v for v in self.texts(key) if self._among(key, v, among, "") == v)
-
-    def frames(self, key: str) -> tuple[FramePattern, ...]:
-        return tuple(self._parsed(key, FramePattern.parse))
-
-    def conditions(self, key: str, facts: Iterable[str] | None) -> tuple[Condition, ...]:
-        parsed = tuple(self._parsed(key, parse))
-        for condition in parsed if facts is not None else ():
-            known = tuple(facts or ())
-            for path in condition.paths:
-                if path not in known and not ("state" in known and path.startswith("state.")):
-                    self.check.problem(
-                        f"{self.where}.{key}", f"{condition.text!r}: no fact {path!r}{_nearest(path, known)}"
-                    )
-        return parsed
-
-    def _parsed(self, key: str, read: Callable[[str], Any]) -> Iterable[Any]:
-        for text in self.texts(key):
-            try:
-                yield read(text)
-            except (ConditionError, ValueError) as error:
-                self.check.problem(f"{self.where}.{key}", str(error))
-
-    def tables(self, key: str) -> list[Mapping[str, Any]]:
-        value = self.raw.get(key, [])
-        items = [value] if isinstance(value, Mapping) else value
-        if not isinstance(items, list) or not all(isinstance(i, Mapping) for i in items):
-            self.check.problem(f"{self.where}.{key}", "must be a table or a list of tables")
-            return []
-        return items
+def read_texts(files: Iterable[tuple[str, str]]) -> tuple[list[Template], list[Problem]]:
+    """The templates of several files (name, text), which may extend each other; and what is wrong."""
+    documents = [Document(name, text) for name, text in files]
+    bases = Bases(documents)
+    templates: list[Template] = []
+    seen: dict[str, str] = {}
+    for document in documents:
+        for index, raw, path in document.templates():
+            whole = bases.extended(document, raw, path)
+            template = _template(document, whole, index, path) if whole is not None else None
+            if template is None:
+                continue
+            if template.id in seen:
+                document.problem(template.id, f"is also in {seen[template.id]}", (*path, "id"))
+                continue
+            seen[template.id] = document.place((*path, "id"))
+            templates.append(template)
+    return templates, [p for d in documents for p in d.problems]
 
 
 _TEMPLATE_KEYS = (
-    "id catalogue title kind severity idle group priority max_count cause fix references runbook "
-    "match verdict"
+    "id extends catalogue title kind severity idle group priority max_count cause fix references runbook "
+    "match verdict source"
 ).split()
 _STACK_KEYS = (
     "kinds states wait not_wait names frames top bottom any_frames not_frames thing stack same"
@@ -161,27 +73,33 @@ _TABLE_KEYS = "table where count group_by identity unit state".split()
 _RULE_KEYS = (
     "level min_count thing stack group series with without explains over_idle evidence where"
 ).split()
-_TOP_LEVEL_ONLY = ("same",)
+_SOURCE_KEYS = "check pattern at raises lowers says".split()
+
+#: Where a source rule looks: at frames of the stack, where it was started, in all files of the program.
+PLACES = ("leaf", "own", "root", "created_by", "files")
 
 
-def _template(check: _Checker, raw: Mapping[str, Any], index: int, file: str) -> Template | None:
+def _template(check: Document, raw: Mapping[str, Any], index: int, path: Path) -> Template | None:
     before = len(check.problems)
     name = raw.get("id")
     where = name if isinstance(name, str) and name else f"template[{index}]"
-    table = _Table(check, raw, where, _TEMPLATE_KEYS)
+    table = Table(check, raw, where, _TEMPLATE_KEYS, path)
     id_ = table.text("id", needed=True)
     if id_ and not set(id_) <= _ID:
-        check.problem(f"{where}.id", f"{id_!r} must be lower case letters, digits and hyphens")
+        table.problem("id", f"{id_!r} must be lower case letters, digits and hyphens")
     idle = table.flag("idle")
     kind = table.choice("kind", (*KINDS, "table"), "task")
     match = _match(check, table, kind)
     rules = tuple(
-        _rule(check, r, f"{where}.verdict[{i}]", kind) for i, r in enumerate(table.tables("verdict"))
+        _rule(check, r, f"{where}.verdict[{i}]", kind, at)
+        for i, (r, at) in enumerate(table.tables("verdict"))
     )
     if idle and rules:
-        check.problem(f"{where}.verdict", "an idle template has no verdicts: it says what is no leak")
+        table.problem("verdict", "an idle template has no verdicts: it says what is no leak")
     if not idle and not rules and "verdict" not in raw:
-        check.problem(f"{where}.verdict", "is missing: say with [[template.verdict]] when it counts")
+        table.problem("verdict", "is missing: say with [[template.verdict]] when it counts")
+    if idle and "source" in raw:
+        table.problem("source", "an idle template has no source rules: there is no verdict to raise or lower")
     template = Template(
         id=id_,
         title=table.text("title", needed=True),
@@ -198,24 +116,64 @@ def _template(check: _Checker, raw: Mapping[str, Any], index: int, file: str) ->
         references=table.texts("references"),
         runbook=table.text("runbook", "" if idle else f"docs/runbooks/{id_}.md") or None,
         max_count=table.number("max_count", None),
-        file=file,
+        source=tuple(
+            _source(check, r, f"{where}.source[{i}]", kind, at)
+            for i, (r, at) in enumerate(table.tables("source"))
+        ),
+        file=check.file,
     )
     return template if len(check.problems) == before else None
 
 
-def _match(check: _Checker, table: _Table, kind: str) -> StackPattern | TablePattern:
+def _source(check: Document, raw: Mapping[str, Any], where: str, kind: str, path: Path) -> SourceRule:
+    from diagtool.leaks.source.expression import problem_of
+
+    table = Table(check, raw, where, _SOURCE_KEYS, path)
+    name, pattern = table.text("check"), raw.get("pattern", "")
+    if not isinstance(pattern, str):
+        table.problem("pattern", f"must be a string, is {type(pattern).__name__}")
+        pattern = ""
+    elif pattern and (wrong := problem_of(pattern)) is not None:
+        table.problem("pattern", wrong)
+    if bool(name) == ("pattern" in raw):
+        table.problem("check", "say either a check or a pattern", _check_names())
+    elif name:
+        table.choice("check", _check_names(), "")
+    at = table.choice("at", PLACES, "files" if kind == "table" else "own")
+    if kind == "table" and at != "files":
+        table.problem("at", f"rows of a table have no {at}: say files", ("files",))
+    if "raises" in raw and "lowers" in raw:
+        table.problem("lowers", "say either raises or lowers")
+    return SourceRule(
+        at=at,
+        check=name,
+        pattern=pattern,
+        raises=table.choice("raises", ("likely",), "") == "likely",
+        lowers=table.choice("lowers", ("suspect",), "") == "suspect",
+        says=table.text("says"),
+    )
+
+
+def _check_names() -> tuple[str, ...]:
+    from diagtool.leaks.source.checks import CHECKS  # imports ast
+
+    return tuple(CHECKS)
+
+
+def _match(check: Document, table: Table, kind: str) -> StackPattern | TablePattern:
     found = table.tables("match")
-    where = f"{table.where}.match"
     if len(found) != 1:
-        check.problem(where, "needs exactly one [template.match]")
+        table.problem("match", "needs exactly one [template.match]")
         return StackPattern()
+    where = f"{table.where}.match"
+    given, path = found[0]
     if kind != "table":
-        pattern = _stacks(check, found[0], where, (kind,))
+        pattern = _stacks(check, given, where, path, (kind,))
         if not (pattern.wait or pattern.frames or pattern.top or pattern.any_frames or pattern.states
                 or pattern.bottom or pattern.names):  # fmt: skip
-            check.problem(where, "matches every stack: say where it is by wait, frames, states or names")
+            table.problem("match", "matches every stack: say where it is by wait, frames, states or names")
         return pattern
-    raw = _Table(check, found[0], where, _TABLE_KEYS)
+    raw = Table(check, given, where, _TABLE_KEYS, path)
     return TablePattern(
         table=raw.text("table", needed=True),
         where=raw.conditions("where", None),
@@ -227,8 +185,10 @@ def _match(check: _Checker, table: _Table, kind: str) -> StackPattern | TablePat
     )
 
 
-def _stacks(check: _Checker, raw: Mapping[str, Any], where: str, kinds: tuple[str, ...] = ()) -> StackPattern:
-    table = _Table(check, raw, where, _STACK_KEYS)
+def _stacks(
+    check: Document, raw: Mapping[str, Any], where: str, path: Path, kinds: tuple[str, ...] = ()
+) -> StackPattern:
+    table = Table(check, raw, where, _STACK_KEYS, path)
     wait = table.texts("wait")
     states = table.choices("states", STATES)
     return StackPattern(
@@ -248,11 +208,11 @@ def _stacks(check: _Checker, raw: Mapping[str, Any], where: str, kinds: tuple[st
     )
 
 
-def _rule(check: _Checker, raw: Mapping[str, Any], where: str, kind: str) -> Rule:
-    table = _Table(check, raw, where, _RULE_KEYS)
+def _rule(check: Document, raw: Mapping[str, Any], where: str, kind: str, path: Path) -> Rule:
+    table = Table(check, raw, where, _RULE_KEYS, path)
     level = table.choice("level", VERDICTS, "suspect")
     if level == "proven":
-        check.problem(f"{where}.level", "proven is never a template's to give: use likely")
+        table.problem("level", "proven is never a template's to give: use likely", ("likely", "suspect"))
     facts = None if kind == "table" else GROUP_FACTS
     return Rule(
         level="likely" if level == "likely" else "suspect",
@@ -263,16 +223,9 @@ def _rule(check: _Checker, raw: Mapping[str, Any], where: str, kind: str) -> Rul
         ),
         group=table.conditions("group", facts),
         series=table.conditions("series", (*SERIES_FACTS, *(("stayed",) if kind == "table" else ()))),
-        present=tuple(_stacks(check, r, f"{where}.with") for r in table.tables("with")),
-        absent=tuple(_stacks(check, r, f"{where}.without") for r in table.tables("without")),
-        explains=tuple(_stacks(check, r, f"{where}.explains") for r in table.tables("explains")),
+        present=tuple(_stacks(check, r, f"{where}.with", at) for r, at in table.tables("with")),
+        absent=tuple(_stacks(check, r, f"{where}.without", at) for r, at in table.tables("without")),
+        explains=tuple(_stacks(check, r, f"{where}.explains", at) for r, at in table.tables("explains")),
         over_idle=table.flag("over_idle"),
         evidence=table.text("evidence"),
     )
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(key, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -224,6 +224,10 @@ def _finding(f: Finding) -> dict[str, Any]:
         "runbook": f.runbook,
         "examples": list(f.examples),
         "trend": trend,
+        "source": [
+            {"file": s.file, "line": s.line, "text": s.text, "check": s.check, "says": s.says}
+            for s in f.source
+        ],
     }
 
 

@@ -258,6 +258,7 @@ def paragraph(finding: Finding, view: View) -> Iterator[Line]:
         yield from labelled("named", ", ".join(names) + (" …" if more > 0 else ""), view)
     for i, holder in enumerate(finding.held_by[: None if view.verbose else 1]):
         yield from labelled("" if i else "held by", holder, view)
+    yield from _source(finding, view)
     for i, reason in enumerate(finding.evidence[: None if view.verbose else _MAX_EVIDENCE]):
         yield from labelled("" if i else "why", reason, view)
     if view.verbose and finding.cause:
@@ -266,6 +267,16 @@ def paragraph(finding: Finding, view: View) -> Iterator[Line]:
         yield from labelled("fix", finding.fix, view, "fix")
     if finding.runbook:
         yield from labelled("runbook", finding.runbook, view)
+
+
+def _source(finding: Finding, view: View) -> Iterator[Line]:
+    """Lines of the target's source that explain the finding, each with what it says."""
+    for i, line in enumerate(finding.source):
+        file = line.file if view.verbose else posixpath.basename(line.file)
+        text = f"{clean(file, 200)}:{line.line}: {clean(line.text, 200)}".rstrip(": ")
+        label = "" if i else "source"
+        yield [(_INDENT + pad(label, _LABEL), "label"), (cut(text, view.width - 17), "source")]
+        yield from labelled("", line.says, view)
 
 
 def _times(finding: Finding, view: View) -> Iterator[Line]:
