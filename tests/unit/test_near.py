@@ -1,4 +1,4 @@
-"""One cause is one finding: stacks that differ between where they began and where they wait are told together."""
+"""One cause is one finding: stacks that began and wait at the same places are told together."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_stacks_that_wait_at_another_line_of_the_program_are_findings_of_their_o
 
 
 def test_the_same_leak_has_the_same_id_whichever_way_most_came() -> None:
-    one, other = starved(range(0, 5), 5).build(), starved(range(20, 26), 9).build()
+    one, other = starved(range(5), 5).build(), starved(range(20, 26), 9).build()
     assert find_leaks([one]).findings[0].id == find_leaks([other]).findings[0].id
 
 
@@ -94,6 +94,5 @@ def test_the_places_of_stacks_are_those_of_their_frames(stacks: list[list[int]])
         expected = [path[0] if path else None, own, path[-1] if path else None]
         assert [names[int(column[row])] for column in near.places] == expected
     places = list(zip(*(column.tolist() for column in near.places), strict=True))
-    assert (
-        len(set(places)) == len(set(near.of.tolist())) == len(set(zip(places, near.of.tolist(), strict=True)))
-    )
+    groups = near.of.tolist()
+    assert len(set(places)) == len(set(groups)) == len(set(zip(places, groups, strict=True)))

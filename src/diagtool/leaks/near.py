@@ -22,9 +22,9 @@ _MAX_LEVELS = 10_000  # of a trace; deeper ones end somewhere in the middle
 class NearClusters:
     """Groups of the stacks of a snapshot.
 
-    Stacks of one group are of the same kind, state and wait, have the same innermost frame, the same innermost
-    frame of the program's own, and the same creator: the innermost own frame of where they were made, or where
-    that was not recorded, the outermost frame of the stack itself.
+    Stacks of one group are of the same kind, state and wait, have the same innermost frame, the same
+    innermost frame of the program's own, and the same creator: the innermost own frame of where they were
+    made, or where that was not recorded, the outermost frame of the stack itself.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
