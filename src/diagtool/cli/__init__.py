@@ -29,6 +29,7 @@ _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _COMMANDS = (
     "snapshot",
     "leaks",
+    "run",
     "stacks",
     "core",
     "heap",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from diagtool.capture.model import Capture
     from diagtool.leaks.model import Report, Verdict
+    from diagtool.supervise.analyst import Look
     from diagtool.supervise.loop import Ended
     from diagtool.supervise.triggers import Trigger
 
@@ -169,9 +172,10 @@ def command(
     if timeout is None and any(t.kind == "hang" for t in triggers):
         triggers = [t for t in triggers if t.kind != "hang"]
     if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
+        _make_folder(keep)
     writer = _core_writer(keep) if core else None
-    plan = Plan(command_line, triggers, timeout, grace, follow, writer)
+    keeper = None if keep is None else _keeper(keep)
+    plan = Plan(command_line, triggers, timeout, grace, follow, writer, keeper)
     try:
         ended = Supervisor(plan).run()
     except NotStarted as error:
@@ -179,7 +183,7 @@ def command(
         return error.status
     status = os.waitstatus_to_exitcode(ended.status)
     try:
-        report = _told(ended, chosen, templates, min_count, keep, verbose, everything)
+        report = _told(ended, chosen, templates, min_count, verbose, everything)
     except Exception:
         if status == 0 and not ended.timed_out:
             raise
@@ -199,11 +203,10 @@ def _told(
     chosen: list[Output],
     templates: Path | None,
     min_count: int | None,
-    keep: Path | None,
     verbose: bool,
     everything: bool,
 ) -> Report | None:
-    """Judge, keep and print; None where nothing was seen of which that could be said."""
+    """Judge and print; None where nothing was seen of which that could be said."""
     if not ended.looks and not ended.orphans and not ended.timed_out and chosen == [Output("terminal")]:
         for note in ended.notes or [f"it ended after {ended.seconds:.2f} s, before it was looked at"]:
             click.echo(f"diagtool: {note}", err=True)
@@ -213,8 +216,6 @@ def _told(
     from diagtool.supervise.verdict import judge
 
     report, snapshots = judge(ended, templates=known_templates(templates), min_count=min_count)
-    if keep is not None:
-        _keep(ended, keep)
 
     def shown(where: Output) -> Shown:
         sources = Sources(report.target, None)
@@ -225,12 +226,30 @@ def _told(
     return report
 
 
-def _keep(ended: Ended, folder: Path) -> None:
-    from diagtool.snapshot import store
+def _keeper(folder: Path) -> Callable[[Look], None]:
+    """Saves snapshots as they are taken: what was seen is there whatever happens to us."""
+    numbers = itertools.count()
 
-    for number, look in enumerate(look for look in ended.looks if look.snapshot is not None):
-        assert look.snapshot is not None
-        store.save(look.snapshot, folder / f"{number:02}-{look.why}-{look.pid}.diag")
+    def keep(look: Look) -> None:
+        from diagtool.snapshot import store
+
+        if look.snapshot is not None and look.why != "check":
+            store.save(look.snapshot, folder / f"{next(numbers):02}-{look.why}-{look.pid}.diag")
+
+    return keep
+
+
+def _make_folder(folder: Path) -> None:
+    from diagtool.cli.output import OutputError
+
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"{folder} can't be written to: {error.strerror or error}", "Name another folder with --keep DIR."
+        ) from error
 
 
 def _core_writer(folder: Path | None) -> Callable[[int], Callable[[Capture], str]]:

@@ -25,7 +25,7 @@ VERDICTS: tuple[Verdict, ...] = ("proven", "likely", "suspect")
 SEVERITIES = ("high", "medium", "low")
 
 #: Kinds of findings that are about rows of a table: no stacks.
-NO_STACKS = ("object", "block", "descriptor", "byte", "signal")
+NO_STACKS = ("object", "block", "descriptor", "byte", "signal", "process")
 
 #: How many names of stacks are kept as examples of a finding or a cluster.
 MAX_EXAMPLES = 5

@@ -56,10 +56,16 @@ class Look:
 
 
 class Analyst:
-    """Takes looks one after the other. ``keeper_of`` gives who traces a process, None if nobody does."""
+    """Takes looks one after the other. ``keeper_of`` gives who traces a process, None if nobody does.
 
-    def __init__(self, keeper_of: Callable[[int], Keeper | None]) -> None:
+    ``keep`` is called with every look that has a snapshot, in the analyst's thread.
+    """
+
+    def __init__(
+        self, keeper_of: Callable[[int], Keeper | None], keep: Callable[[Look], None] | None = None
+    ) -> None:
         self._keeper_of = keeper_of
+        self._keep = keep
         self._jobs: queue.SimpleQueue[Look | None] = queue.SimpleQueue()
         self._waiting = 0
         self._lock = threading.Lock()
@@ -115,6 +121,8 @@ class Analyst:
                 look.core_error = look.core(capture)
             snap = snapshot_of(capture, frames=look.whole)
         look.snapshot = snap
+        if self._keep is not None:
+            self._keep(look)
 
     def _capture(self, look: Look) -> Capture:
         from diagtool.capture.live import capture_live, capture_standing

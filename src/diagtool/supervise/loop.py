@@ -50,7 +50,10 @@ _SAMPLES = 6  # kept of one process
 
 @dataclass(slots=True)
 class Plan:
-    """What is run and how. Times in seconds. ``core``: gives what writes the core of a pid."""
+    """What is run and how. Times in seconds.
+
+    ``core``: gives what writes the core of a pid. ``keep``: called with each snapshot when it is there.
+    """
 
     command: Sequence[str]
     triggers: Sequence[Trigger]
@@ -58,6 +61,7 @@ class Plan:
     grace: float = 5.0
     follow: bool = False
     core: Callable[[int], Callable[[Capture], str]] | None = None
+    keep: Callable[[Look], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class Supervisor:
         self._tasks = Thresholds([t for t in plan.triggers if t.kind == "tasks"])
         self._every = min((t.value for t in plan.triggers if t.kind == "every"), default=None)
         self._tracer = Tracer(self._is_interesting, self._call, plan.follow)
-        self._analyst = Analyst(self._keeper_of)
+        self._analyst = Analyst(self._keeper_of, plan.keep)
         self._looker = ptrace.Looker()
         self._samples: dict[int, list[Look]] = {}
         self._signalled: set[int] = set()  # by which it was asked to end
@@ -257,7 +261,7 @@ class Supervisor:
             fired = self._tasks.fired(look.pid, Figures(tasks=_tasks_in(look)))
             if not fired:
                 return
-            look.why, look.text = "threshold", fired[0].text
+            look.why, look.text = "threshold", f"at {fired[0].text}"
         if look.why in ("sample", "every"):
             kept = self._samples.setdefault(look.pid, [])
             if look.snapshot is not None:
@@ -285,7 +289,7 @@ class Supervisor:
         if self._thresholds.triggers:
             for pid in self._processes():
                 for trigger in self._thresholds.fired(pid, tree.figures(pid)):
-                    self._look_at_all("threshold", f"{trigger.text} (process {pid})")
+                    self._look_at_all("threshold", f"at {trigger.text} (process {pid})")
         if self._analyst.busy:
             return  # one after the other: what is late is left out
         self._reap()
@@ -354,10 +358,10 @@ class Supervisor:
             self._deadline = now + self.plan.grace
             self._stopping = True
             if "hang" in self._kinds:
-                self._look_at_all("hang", f"after {self.plan.timeout:g} s", whole=True)
+                self._look_at_all("hang", "when its time was over", whole=True)
                 if not self._analyst.busy:  # no Python: native threads may tell, too
                     pid = self._ended.pid
-                    self._analyst.take(self._look(pid, "hang", f"after {self.plan.timeout:g} s", whole=True))
+                    self._analyst.take(self._look(pid, "hang", "when its time was over", whole=True))
         elif not self._killed and not self._stopping:
             self._killed = True
             self._note(f"it was killed: it did not end within {self.plan.grace:g} s after SIGTERM")

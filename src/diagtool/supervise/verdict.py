@@ -188,6 +188,7 @@ def _hang(ended: Ended) -> _Found | None:
         title="The command had not ended when its time was over",
         state="waiting" if frames else "unknown",
         frames=frames,
+        evidence=("the command had not ended when its time was over, and was told to",),
         cause="What it waits for did not come in time, or it needs longer than --timeout says.",
         fix="The other findings may say who keeps it waiting; else look at the main thread's frames.",
     )
@@ -208,7 +209,7 @@ def _orphans(orphans: Sequence[Orphan]) -> list[Finding]:
         group = [o for o in orphans if o.daemon == daemon]
         if not group:
             continue
-        said = [f"process {o.pid}: {o.command[:200]}" for o in group[:_MOST_NAMED]]
+        said = [f"outlives the command: process {o.pid}, {o.command[:200]}" for o in group[:_MOST_NAMED]]
         out.append(
             Finding(
                 id=_identity("orphans", str(daemon), *sorted({o.command.split(" ")[0] for o in group})),
