@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from diagtool.capture.memory import AddressSpace
+from diagtool.capture.memory import U64, AddressSpace
 from diagtool.capture.model import Capture, ProcessInfo
 from diagtool.capture.peek import Peek
 from diagtool.runtimes.native.glibc import figures as module
@@ -18,6 +19,7 @@ from diagtool.runtimes.native.glibc.arenas import Arenas, find_arenas
 from diagtool.runtimes.native.glibc.bigblocks import big_blocks
 from diagtool.runtimes.native.glibc.figures import ArenaFigures, figures
 from diagtool.runtimes.native.glibc.settings import find_settings
+from diagtool.runtimes.native.malloc import read_now
 from unit.made_heaps import BIG, BREAK, FAST, FREE, LIBC, PAGE, STACK, USED, VERSIONS, Heap, Version
 from unit.test_glibc_heap import chunks
 
@@ -31,6 +33,25 @@ def read(heap: Heap) -> list[ArenaFigures]:
     memory = heap.memory()
     peek, found = opened(memory, heap)
     return figures(memory, peek, found)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_data_of_libc_are_read_where_they_were_not_copied(version: Version) -> None:
+    """Data of hundreds of libraries fill what a quick look copies; without libc's own there is no main arena."""
+    heap = Heap(version)
+    heap.main(chunks(5, 50))
+    whole = heap.memory()
+
+    def later(pages: U64) -> tuple[U64, NDArray[np.uint8]]:
+        had = [(p, raw) for p in pages.tolist() if (raw := whole.try_read(p, PAGE)) is not None]
+        data = np.frombuffer(b"".join(raw for _, raw in had), np.uint8).reshape(-1, PAGE)
+        return np.array([p for p, _ in had], np.uint64), data.copy()
+
+    memory, own = AddressSpace(later), [(LIBC, LIBC + 4 * PAGE)]
+    assert not list(memory.blocks(own))
+    read_now(memory, own)
+    assert list(memory.blocks(own))
+    assert [a.main for a in find_arenas(memory, heap.mappings(), own).arenas] == [True]
 
 
 def free_of(heap: Heap, number: int) -> int:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diagtool.capture.claims import claim, claims
-from diagtool.capture.memory import U64
+from diagtool.capture.memory import PAGE, U64, AddressSpace
 from diagtool.capture.model import Capture
 from diagtool.capture.peek import Peek, overlap, pages_with_content, present_pages
 from diagtool.capture.plan import is_anonymous
@@ -30,7 +31,7 @@ from diagtool.runtimes.native.memorymap import data_of_modules, is_libc, private
 if TYPE_CHECKING:
     from diagtool.runtimes.native.glibc.heap import GlibcHeap
 
-__all__ = ["GLIBC", "MAPPED", "STACKS", "add_malloc"]
+__all__ = ["GLIBC", "MAPPED", "STACKS", "add_malloc", "read_now"]
 
 #: Owners of memory.
 GLIBC, MAPPED, STACKS = "glibc heap", "glibc mapped blocks", "thread stacks"
@@ -39,6 +40,7 @@ _WALKED = "glibc"  # the heap that was walked, among what a capture has found
 _DEFAULT_FACTOR = 8  # arenas a processor, NARENAS_FROM_NCORES in arena.c
 _ARENA_MAX = re.compile(r"glibc\.malloc\.arena_max=(\d+)")
 _MANY_ARENAS = 8  # besides the main one
+_MOST_READ_NOW = 4 << 20  # bytes of static data that are read because the capture did not
 _MOST_ROWS = 2000  # arenas that are told one by one
 
 Row = dict[str, Any]
@@ -81,6 +83,7 @@ def _add_glibc(capture: Capture, peek: Peek, tables: dict[str, list[Row]]) -> No
     data = data_of_modules(capture)
     libc = [m for m in capture.modules if is_libc(m)]
     own = [r for r in data if any(m.start <= r[0] < m.end for m in libc)]
+    read_now(memory, own or data)
     found = find_arenas(memory, capture.mappings, own)
     if found.shape is None or not any(a.main for a in found.arenas):
         own, found = data, find_arenas(memory, capture.mappings, data)
@@ -99,6 +102,18 @@ def _add_glibc(capture: Capture, peek: Peek, tables: dict[str, list[Row]]) -> No
     tables["malloc"].append({**_totals(capture, arenas, settings, mapped), **_idle(rows)})
     rows.sort(key=lambda r: (not r["main"], -r["system"]))
     tables["malloc_arenas"] += rows[:_MOST_ROWS]
+
+
+def read_now(memory: AddressSpace, ranges: Sequence[tuple[int, int]]) -> None:
+    """Have the capture read what it has not copied of ``ranges``, at most 4 MiB.
+
+    What is searched is what was copied: where little is, the data of the C library may not be in it.
+    """
+    left = _MOST_READ_NOW
+    for start, end in ranges:
+        for page in range(start & -PAGE, min(end, start + left), PAGE):
+            memory.try_read(page, 1)
+        left -= min(end - start, left)
 
 
 _COLUMNS = ("address", "main", "heaps", "system", "used", "free", "fast", "top", "chunks", "how")
