@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ import click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from diagtool.leaks.model import Report
+    from diagtool.leaks.model import Report, Verdict
+    from diagtool.report.locations import Locations
     from diagtool.report.sources import Sources
     from diagtool.report.text import Line
     from diagtool.snapshot.model import Snapshot
@@ -27,12 +28,16 @@ if TYPE_CHECKING:
 else:
     _Param = click.ParamType  # generic since click 8.2 only
 
-__all__ = ("FORMATS", "FormatParam", "Output", "Shown", "outputs", "write_all")
+__all__ = ("FORMATS", "FormatParam", "Output", "Shown", "here", "outputs", "write_all")
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a format may show. ``snapshots``: what was judged, oldest first. ``hints``: lines for a person."""
+    """What a format may show. ``snapshots``: what was judged, oldest first. ``hints``: lines for a person.
+
+    ``locations``: where findings are in the repository. ``fail_on``: from which verdict on they fail the run,
+    None for never.
+    """
 
     report: Report
     snapshots: Sequence[Snapshot]
@@ -41,15 +46,22 @@ class Shown:
     verbose: bool = False
     idle: bool = False
     hints: tuple[Line, ...] = ()
+    locations: Locations = field(default_factory=lambda: here())
+    fail_on: Verdict | None = "likely"
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """``make`` gives the whole text of a document, or lines that are coloured where that is wanted."""
+    """``make`` gives the whole text of a document, or lines that are coloured where that is wanted.
+
+    ``places``: it is about lines in a repository. ``also`` does what else belongs to it, when it is written.
+    """
 
     name: str
     help: str
     make: Callable[[Shown], str | Iterable[Line]]
+    places: bool = False
+    also: Callable[[Shown], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +91,65 @@ def _html(shown: Shown) -> str:
     return page(shown.report, shown.snapshots, shown.sources)
 
 
+def _sarif(shown: Shown) -> str:
+    from diagtool.report.sarif import sarif
+
+    return sarif(shown.report, shown.locations)
+
+
+def _junit(shown: Shown) -> str:
+    from diagtool.report.junit import junit
+
+    return junit(shown.report, shown.locations, shown.fail_on, shown.sources)
+
+
+def _markdown(shown: Shown) -> str:
+    from diagtool.report.markdown import markdown
+
+    return markdown(shown.report, shown.locations, shown.sources)
+
+
+def _github(shown: Shown) -> str:
+    from diagtool.report.github import github
+
+    return github(shown.report, shown.locations, shown.fail_on)
+
+
+def _step_summary(shown: Shown) -> None:
+    """The Markdown goes into the summary of the job, if this is one."""
+    from diagtool.cli.output import append_text
+
+    file = os.environ.get("GITHUB_STEP_SUMMARY")
+    if file:
+        append_text(_markdown(shown), Path(file))
+
+
+def _gitlab(shown: Shown) -> str:
+    from diagtool.report.gitlab import gitlab
+
+    return gitlab(shown.report, shown.locations)
+
+
+def here() -> Locations:
+    """Of the repository that the current folder is in."""
+    from diagtool.report.locations import Locations, root_of
+
+    return Locations(root_of(Path.cwd()))
+
+
 #: The first is the default.
 FORMATS = {
     f.name: f
     for f in (
         Format("terminal", "for a person", _terminal),
         Format("json", "for programs (docs/json.md)", _json),
+        Format("sarif", "SARIF 2.1.0, for code scanning", _sarif, True),
+        Format("junit", "JUnit's XML, for Jenkins and others", _junit, True),
+        Format(
+            "github", "annotations of GitHub Actions, and the job's summary", _github, True, _step_summary
+        ),
+        Format("gitlab", "GitLab's code quality report", _gitlab, True),
+        Format("markdown", "for a comment on a merge request", _markdown, True),
         Format("html", "one page with pictures and tables, to pass on (docs/html-report.md)", _html),
     )
 }
@@ -152,8 +217,11 @@ def write_all(wanted: Sequence[Output], make: Callable[[Output], Shown]) -> None
     from diagtool.cli.output import print_lines, print_text
 
     for output in sorted(wanted, key=lambda o: o.file is None):
-        made = FORMATS[output.format].make(make(output))
+        shown, chosen = make(output), FORMATS[output.format]
+        made = chosen.make(shown)
         if isinstance(made, str):
             print_text(made, output.file)
         else:
             print_lines(made, output.file)
+        if chosen.also is not None:
+            chosen.also(shown)

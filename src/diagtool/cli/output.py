@@ -49,6 +49,29 @@ def print_text(text: str, output: Path | None) -> None:
         file.write(text)
 
 
+def append_text(text: str, file: Path) -> None:
+    """Add a document to a file that may hold others: whole, or the file stays as it was."""
+    try:
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            before = os.fstat(handle).st_size
+            data = memoryview(text.encode("utf-8", "backslashreplace"))
+            try:
+                while data:
+                    data = data[os.write(handle, data) :]
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(handle, before)
+                raise
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise OutputError(
+            f"{file} cannot be written: {error.strerror or error}",
+            "Make room there, or choose another format.",
+        ) from error
+
+
 @contextmanager
 def opened(output: Path | None) -> Iterator[TextIO]:
     """stdout (None or "-"), or a file that takes its name when it is complete."""
@@ -63,7 +86,7 @@ def opened(output: Path | None) -> Iterator[TextIO]:
         raise
     except OSError as error:
         raise OutputError(
-            f"{output} cannot be written: {error.strerror or error}", "Name another place with -o FILE."
+            f"{output} cannot be written: {error.strerror or error}", "Name another place for it."
         ) from error
 
 

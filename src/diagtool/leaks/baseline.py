@@ -39,6 +39,8 @@ VERSION = 1
 
 #: Names come from the memory of a process: longer ones are matched by their beginning.
 _LONGEST = 1000
+#: Longer files were not written for this.
+_MAX_FILE = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ def find(start: Path) -> Path | None:
                 return None
             if (folder / NAME).is_file():
                 return folder / NAME
-            if (folder / PYPROJECT).is_file() and _has_table(folder / PYPROJECT):
+            if _has_table(folder / PYPROJECT):
                 return folder / PYPROJECT
             if (folder / ".git").exists():
                 return None
@@ -160,6 +162,8 @@ def find(start: Path) -> Path | None:
 
 
 def _has_table(file: Path) -> bool:
+    if not file.is_file() or file.stat().st_size > _MAX_FILE:
+        return False
     data = file.read_bytes()
     if b"diagtool" not in data:  # most have none, and parsing takes longer
         return False
@@ -176,6 +180,10 @@ def read(file: Path) -> Baseline:
     """The baseline of a file. Raises BaselineError for what is wrong with it, OSError if it can't be read."""
     from diagtool.leaks.baseline_toml import read_text
 
+    if not file.is_file() and file.exists():
+        raise BaselineError(str(file), [Problem("file", "is not a plain file")])
+    if file.stat().st_size > _MAX_FILE:
+        raise BaselineError(str(file), [Problem("file", f"is larger than {_MAX_FILE:,} bytes")])
     try:
         text = file.read_text("utf-8")
     except UnicodeDecodeError as error:

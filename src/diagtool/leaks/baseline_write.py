@@ -37,6 +37,7 @@ def with_entries(
         for line in _HEAD:
             document.add(tomlkit.comment(line))
         document.add("version", tomlkit.item(VERSION))
+        document.add(tomlkit.nl())
     if "ignore" not in place:
         place.append("ignore", tomlkit.aot())
     entries = place["ignore"]

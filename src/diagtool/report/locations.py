@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diagtool.leaks.model import Finding, is_own
-from diagtool.snapshot.model import Frame
+from diagtool.leaks.model import Finding, Report, is_own
+from diagtool.snapshot.model import Frame, Target
 
 __all__ = ("Location", "Locations", "root_of")
 
@@ -87,12 +87,31 @@ class Locations:
                 return found
         return None
 
+    def fallback(self, target: Target) -> str:
+        """A path for findings that are nowhere in the repository, for formats that demand one.
+
+        The script that was started if it is there, else the name of the program.
+        """
+        scripts = [word for word in target.cmdline[1:] if word.endswith(".py")]
+        found = next((path for path in map(self.path, scripts) if path is not None), None)
+        return found or posixpath.basename(target.exe or "") or "process"
+
     def elsewhere(self, finding: Finding) -> Frame | None:
         """The innermost own frame of a finding of which nothing is in the repository."""
         if self.main(finding) is not None:
             return None
         frames = (*finding.frames, *(finding.created_by or ()))
         return next((f for f in frames if is_own(f) and f.file.startswith("/")), None)
+
+    def warning(self, report: Report) -> str | None:
+        """That findings are in files outside of the repository, as those of a container are; what helps."""
+        away = [frame for frame in map(self.elsewhere, report.findings) if frame is not None]
+        if not away:
+            return None
+        return (
+            f"{len(away):,} of {len(report.findings):,} findings are in files outside of {self.root}, as "
+            f"{away[0].file}: --root DIR names the repository, --map FROM=TO says what a container calls it"
+        )
 
     def _is_there(self, name: str) -> bool:
         try:
