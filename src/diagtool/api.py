@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from diagtool.capture.errors import NoSuchTarget, NotPermitted, NotSupported, TargetError
-from diagtool.capture.model import Capture
-from diagtool.ingest import HEAD, is_evidence, read_evidence
-from diagtool.leaks.model import Report
-from diagtool.snapshot import store
-from diagtool.snapshot.model import Snapshot
 
+# All else is imported where it is needed: a view of a process that takes half a second is to be no longer.
 if TYPE_CHECKING:
     from diagtool.capture.clonemode import CloneMode
+    from diagtool.capture.model import Capture
+    from diagtool.leaks.model import Report
     from diagtool.runtimes.native.stacks import Unwinder
+    from diagtool.snapshot.model import Snapshot
 
 #: What names a target: a pid as a number or in digits, or the path of a core or .diag file.
 TargetName = int | str | os.PathLike[str]
@@ -43,6 +42,9 @@ def kind_of(target: TargetName) -> Literal["live", "core", "store", "evidence"]:
         if not stat.S_ISREG(mode):
             what = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
             raise NotSupported(f"{text} is {what}", "Name a process id, a core file or a .diag file.")
+        from diagtool.ingest import HEAD, is_evidence
+        from diagtool.snapshot import store
+
         with path.open("rb") as file:
             head = file.read(HEAD)
         if store.is_store(head):
@@ -111,6 +113,7 @@ def snapshot(
     debug_directories: Sequence[str] = (),
     inventory: Collection[str] | None = None,
     stacks: bool = True,
+    tasks: bool = True,
     clone: CloneMode | None = None,
     keep: Callable[[Capture], None] | None = None,
     look: Callable[[Capture], None] | None = None,
@@ -126,16 +129,19 @@ def snapshot(
     looked for in ``debug_directories``, too. ``inventory`` names the parts of ``diagtool.inventory`` that are
     taken; without it all are.
     ``stacks``: False leaves out threads, tasks and objects, and nearly all of the copying in the stop: for
-    parts of the inventory that need none of it. ``clone``: see :func:`capture`; without it "auto" where the
-    heap is looked at, else "never". ``keep`` is
-    given the capture when it is decoded, before it is closed; its memory knows what was read for that.
+    parts of the inventory that need none of it. ``tasks``: False leaves out what is no thread, who keeps what
+    is waited on and who can still wake whom; then nothing can be judged. ``clone``: see :func:`capture`;
+    without it "auto" where the heap is looked at, else "never". ``keep`` is given the capture when it is
+    decoded, before it is closed; its memory knows what was read for that.
     ``look`` is given it, too, for what was found on the way (``Capture.found``).
     Raises TargetError (``diagtool.capture.errors``), or StoreError for a .diag file.
     """
     kind = kind_of(target)
     if kind == "store":
-        return store.load(os.fspath(target))  # type: ignore[arg-type]  # an int is live
+        return load(os.fspath(target))  # type: ignore[arg-type]  # an int is live
     if kind == "evidence":
+        from diagtool.ingest import read_evidence
+
         return read_evidence(os.fspath(target))  # type: ignore[arg-type]
     if not stacks:
         return _outline(target, exe, sysroot, inventory)
@@ -157,6 +163,7 @@ def snapshot(
             unwinder=unwinder,
             debug_directories=debug_directories,
             inventory=inventory,
+            tasks=tasks,
         )
         if look is not None:
             look(captured)
@@ -177,13 +184,12 @@ def snapshot_of(
     unwinder: Unwinder = "auto",
     debug_directories: Sequence[str] = (),
     inventory: Collection[str] | None = None,
+    tasks: bool = True,
 ) -> Snapshot:
     """The decoded state of what was captured already; the capture stays open. See :func:`snapshot`."""
     from diagtool.inventory import add_inventory
     from diagtool.inventory.crash import add_crash
     from diagtool.runtimes.decode import decode
-    from diagtool.runtimes.nativethreads import add_native_threads
-    from diagtool.runtimes.owners import add_owners
 
     try:
         snap = decode(
@@ -196,10 +202,15 @@ def snapshot_of(
             frames=frames,
             unwinder=unwinder,
             debug_directories=debug_directories,
+            tasks=tasks,
         )
         if inventory is None or inventory:
+            from diagtool.runtimes.nativethreads import add_native_threads
+
             add_native_threads(captured, snap)
         if inventory is None or "memory" in inventory:
+            from diagtool.runtimes.owners import add_owners
+
             add_owners(captured, snap)
         add_crash(captured, snap)
         add_inventory(captured, snap, inventory)
@@ -234,6 +245,8 @@ def _outline(
 
 def load(path: str | os.PathLike[str]) -> Snapshot:
     """The snapshot in a .diag file. Raises StoreError."""
+    from diagtool.snapshot import store
+
     return store.load(path)
 
 
@@ -251,6 +264,7 @@ def find_leaks(
     """
     from diagtool.leaks import find_leaks as find
     from diagtool.leaks.template import library
+    from diagtool.snapshot.model import Snapshot
 
     series = [snapshots] if isinstance(snapshots, Snapshot) else list(snapshots)
     chosen = library(None if templates is None else Path(templates))

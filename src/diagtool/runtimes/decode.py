@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from diagtool.capture.errors import NoRuntime, NotSupported
 from diagtool.capture.model import Capture
 from diagtool.runtimes.cpython.decode import decode as decode_cpython
-from diagtool.runtimes.native import native_heap
 from diagtool.runtimes.native.stacks import NativeStacks, Unwinder, native_stacks
 from diagtool.runtimes.plain import NATIVE, decode_plain
 from diagtool.snapshot.model import Snapshot
@@ -26,11 +25,12 @@ def decode(
     frames: bool = True,
     unwinder: Unwinder = "auto",
     debug_directories: Sequence[str] = (),
+    tasks: bool = True,
 ) -> Snapshot:
     """The snapshot of a captured process.
 
     ``heap``, ``why``, ``graph``, ``values``: see :func:`diagtool.runtimes.cpython.decode`. ``native``: the
-    heap of the C library is read, too (:func:`add_native`).
+    heap of the C library is read, too (:func:`add_native`). ``tasks``: False for threads alone.
 
     ``frames``: native frames are found, too, by ``unwinder``, with separate debug files from
     ``debug_directories``. A process without a Python has a snapshot of its native threads, unless its objects
@@ -39,7 +39,7 @@ def decode(
     stacks = native_stacks(capture, unwinder, debug_directories) if frames else NativeStacks()
     try:
         snapshot = decode_cpython(
-            capture, heap=heap, why=why, graph=graph, values=values, native=stacks.frames
+            capture, heap=heap, why=why, graph=graph, values=values, native=stacks.frames, tasks=tasks
         )
     except NotSupported as error:
         if why is not None or values is not None or (heap and not native):
@@ -66,5 +66,7 @@ def _cut(stacks: NativeStacks) -> str:
 
 def add_native(capture: Capture, snapshot: Snapshot) -> None:
     """Read the native heap: tables ``native_*`` of the snapshot, as ``NativeHeap.to_rows`` describes them."""
+    from diagtool.runtimes.native import native_heap
+
     with capture.memory.unwatched():
         snapshot.tables.update(native_heap(capture).to_rows())

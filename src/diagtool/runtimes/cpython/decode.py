@@ -6,23 +6,13 @@ import gc
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from diagtool.capture.model import Capture
 from diagtool.runtimes.cpython.context import Context
-from diagtool.runtimes.cpython.extensions import add_extensions
 from diagtool.runtimes.cpython.frames.coderows import add_code_rows
 from diagtool.runtimes.cpython.frames.codes import Codes
-from diagtool.runtimes.cpython.greenlets.decode import add_greenlets
-from diagtool.runtimes.cpython.liveness.holders import hold_stacks
-from diagtool.runtimes.cpython.liveness.waiters import judge_exclusive
-from diagtool.runtimes.cpython.objects.addresssets import distinct
 from diagtool.runtimes.cpython.objects.reader import Objects
 from diagtool.runtimes.cpython.objects.vectors import Vectors
 from diagtool.runtimes.cpython.runtime import find_runtime
-from diagtool.runtimes.cpython.signalhandlers import add_signals
-from diagtool.runtimes.cpython.tasks import decode as asyncstacks
 from diagtool.runtimes.cpython.threads.decode import decode_threads
 from diagtool.runtimes.cpython.threads.interpreters import Interpreter, read_interpreters, require_type_names
 from diagtool.runtimes.describe import describe
@@ -32,8 +22,7 @@ from diagtool.snapshot.model import Snapshot, SnapshotBuilder
 
 if TYPE_CHECKING:
     from diagtool.runtimes.cpython.heapwork import HeapWork
-
-_MAX_HELD_THINGS = 10_000  # things whose holders are looked for
+    from diagtool.runtimes.cpython.judged import Judged
 
 
 def decode(
@@ -44,6 +33,7 @@ def decode(
     graph: bool | None = None,
     values: str | None = None,
     native: Mapping[int, Sequence[NativeFrame]] | None = None,
+    tasks: bool = True,
 ) -> Snapshot:
     """Decode threads and tasks of a captured CPython process.
 
@@ -52,6 +42,8 @@ def decode(
     (``graph.tables``). With ``heap`` the largest containers, and below a size what nobody refers to, are
     looked for unless it is False.
     ``native``: native frames by tid, which are merged with those of Python.
+    ``tasks``: False leaves out what is no thread, and who keeps what is waited on (judged.py), unless the
+    heap is looked at.
     ``values`` with ``heap``: examples of objects of types of this name (``heap.details.values``).
 
     Raises NotSupported when the process has no CPython of a known version, or its file is needed and not
@@ -60,7 +52,7 @@ def decode(
     collecting = gc.isenabled()
     gc.disable()  # nothing of what is made becomes garbage, and there is much of it
     try:
-        return _decode(capture, heap, why, graph, values, native or {})
+        return _decode(capture, heap, why, graph, values, native or {}, tasks)
     finally:
         if collecting:
             gc.enable()
@@ -73,6 +65,7 @@ def _decode(
     graph: bool | None,
     values: str | None,
     native: Mapping[int, Sequence[NativeFrame]],
+    tasks: bool,
 ) -> Snapshot:
     runtime = find_runtime(capture)
     objects = Objects(capture.memory, runtime.layout, runtime.version, runtime.free_threaded)
@@ -89,24 +82,15 @@ def _decode(
     threads = decode_threads(ctx, interpreters)
     # Before whatever scans memory: it finds big buffers that need not be read.
     work = _heap_work(ctx, interpreters, heap, why, graph, values)
-    tasks = asyncstacks.decode_tasks(ctx, interpreters, threads)
-    add_greenlets(ctx, interpreters)
-    add_extensions(ctx, interpreters)
-    add_signals(ctx)
-    timeouts = ctx.builder.snapshot.tables.setdefault("timeouts", [])
-    timeouts += [{"stack": t.row, "left": round(t.time_left, 3)} for t in threads if t.time_left is not None]
-    if work is not None:
-        work.look(tasks.tasks.address)
-    stuck = judge_exclusive(ctx, tasks, threads)
-    holder = _hold(ctx, interpreters, tasks)
-    if work is not None:
-        work.look_late(tasks.tasks.address)
+    judged: Judged | None = None
+    if tasks or work is not None:
+        from diagtool.runtimes.cpython.judged import judge  # half of all that there is to import
+
+        judged = judge(ctx, interpreters, threads, work)
     add_code_rows(ctx)
     snapshot = ctx.builder.finish()
-    rows = slice(tasks.first, tasks.first + len(tasks.tasks))
-    snapshot.stacks.holder[rows] = holder
-    snapshot.stacks.stuck[rows] = stuck[: len(tasks.tasks)]
-    snapshot.stacks.stuck[[t.row for t in threads]] = stuck[len(tasks.tasks) :]
+    if judged is not None:
+        judged.add_to(snapshot)
     snapshot.pause_ms = capture.pause_ms
     return snapshot
 
@@ -124,24 +108,6 @@ def _heap_work(
     from diagtool.runtimes.cpython.heapwork import HeapWork  # a third of all that there is to import
 
     return HeapWork(ctx, interpreters, heap=heap, why=why, graph=graph, values=values)
-
-
-def _hold(ctx: Context, interpreters: list[Interpreter], tasks: asyncstacks.TaskStacks) -> NDArray[np.int64]:
-    """Who holds the tasks (index into Snapshot.holders for each), and the things that others reach."""
-    things = [t for t in ctx.builder.snapshot.things if t.address and not t.exclusive][:_MAX_HELD_THINGS]
-    addresses = np.array([t.address for t in things], np.uint64)
-    wanted = distinct(np.concatenate([tasks.tasks.address, addresses]))
-    inner = [level.objects for level in tasks.chains.levels]
-    parts = distinct(np.concatenate([tasks.tasks.address, *inner]))
-    holder, paths = hold_stacks(ctx, interpreters, tasks.chains, wanted, parts)
-    for thing, index in zip(things, holder[np.searchsorted(wanted, addresses)].tolist(), strict=True):
-        if index >= 0:
-            thing.held_by.append(paths[index])
-    own: NDArray[np.int64] = holder[np.searchsorted(wanted, tasks.tasks.address)]
-    used, inverse = np.unique(own[own >= 0], return_inverse=True)
-    ctx.builder.snapshot.holders = [paths[i] for i in used.tolist()]
-    own[own >= 0] = inverse
-    return own
 
 
 def _full_version(ctx: Context, system: int) -> str:
