@@ -6,15 +6,14 @@ there, under the same name. Addresses are integers here and hex strings there.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from itertools import pairwise
 from typing import Literal
 
+from diagtool.leaks.own import is_internal as is_internal
+from diagtool.leaks.own import is_own as is_own
 from diagtool.snapshot.model import Frame, Target
-from diagtool.snapshot.names import without_arguments
 
 Verdict = Literal["proven", "likely", "suspect"]
 
@@ -29,68 +28,6 @@ NO_STACKS = ("object", "block", "descriptor", "byte", "signal", "process")
 
 #: How many names of stacks are kept as examples of a finding or a cluster.
 MAX_EXAMPLES = 5
-
-#: File names of the interpreter's own frozen modules. ``<stdin>`` and ``<string>`` are the user's code.
-_FROZEN = "<frozen "
-
-
-def is_own(frame: Frame) -> bool:
-    """True for a frame of the user's own code: neither standard library, site-packages nor interpreter.
-
-    Decided by the path alone, because the files may be on another machine: a folder ``site-packages`` or
-    ``dist-packages`` anywhere, or anything under ``lib/pythonX.Y`` (installed), ``pythonXY.zip`` (embedded),
-    or a module of the standard library under ``Lib`` (run from CPython's source tree).
-    """
-    if frame.library is not None:
-        return not is_internal(frame) and not _is_installed(frame.library)
-    if frame.language != "python":
-        return False
-    path = frame.file.replace("\\", "/")
-    if not path or path.startswith(_FROZEN):
-        return False
-    parts = path.split("/")
-    if "site-packages" in parts or "dist-packages" in parts:
-        return False
-    for folder, part in pairwise(parts):
-        if folder in ("lib", "lib64") and part.startswith("python"):
-            return False
-        if folder == "Lib" and part.removesuffix(".py") in sys.stdlib_module_names:
-            return False
-        if part.startswith("python3") and part.endswith(".zip"):
-            return False
-    return True
-
-
-#: Libraries, by how their names begin, whose frames say how a program runs and not what it does.
-_INTERNAL = (
-    *("libc.so", "libc-2", "libpthread", "ld-linux", "ld-musl", "[vdso]", "libpython", "python"),
-    *("libstdc++", "libgcc_s", "libc++"),
-)
-#: What C++ puts between a program's own functions.
-_PLUMBING = ("std::", "__gnu_cxx::", "void std::", "__invoke", "_M_")
-#: Bindings, which are all templates and whose frames are many.
-_BINDINGS = ("pybind11::", "nanobind::", "boost::python::")
-_HEADERS = ("/usr/include/", "/include/c++/", "/pybind11/", "/nanobind/", "/boost/python/")
-_SYSTEM = ("/lib/", "/lib64/", "/usr/lib/", "/usr/lib64/", "/usr/local/lib/")
-
-
-def is_internal(frame: Frame) -> bool:
-    """True for a native frame of the C library, of the C++ runtime or of the interpreter."""
-    if frame.library is None:
-        return False
-    name = frame.library.rpartition("/")[2]
-    function = without_arguments(frame.function)
-    plumbing = function.startswith(_PLUMBING) or any(part in function for part in _BINDINGS)
-    plumbing = plumbing or any(part in frame.file for part in _HEADERS)
-    return plumbing or name.startswith(_INTERNAL)
-
-
-def _is_installed(library: str) -> bool:
-    parts = library.split("/")
-    if library.startswith(_SYSTEM) or "site-packages" in parts or "dist-packages" in parts:
-        return True
-    return any(folder in ("lib", "lib64") and part.startswith("python") for folder, part in pairwise(parts))
-
 
 @dataclass(frozen=True, slots=True)
 class WaitingOn:
@@ -261,7 +198,7 @@ class Report:
             by_verdict[finding.verdict] += 1
         return cls(
             target=target,
-            findings=tuple(sorted(findings, key=lambda f: (_rank(f), -f.count, f.id))),
+            findings=tuple(sorted(findings, key=_rank)),
             clusters=tuple(sorted(clusters, key=lambda c: (-c.count, c.id))),
             summary=Summary(stacks, len(clusters), len(findings), by_verdict),
             warnings=tuple(dict.fromkeys(warnings)),
@@ -274,6 +211,12 @@ class Report:
         return [f for f in self.findings if f.verdict in worst]
 
 
-def _rank(finding: Finding) -> tuple[int, int]:
+def _rank(finding: Finding) -> tuple[object, ...]:
+    """Worst first: verdict, severity, own code before libraries', then count, growth and bytes."""
     severity = SEVERITIES.index(finding.severity) if finding.severity in SEVERITIES else len(SEVERITIES)
-    return VERDICTS.index(finding.verdict), severity
+    frames = (*finding.frames, *(finding.created_by or ()))
+    foreign = bool(frames) and not any(is_own(f) for f in frames)
+    counts = finding.trend.counts if finding.trend is not None else (0,)
+    growth = counts[-1] - counts[0]
+    verdict = VERDICTS.index(finding.verdict)
+    return verdict, severity, foreign, -finding.count, -growth, -(finding.bytes or 0), finding.id

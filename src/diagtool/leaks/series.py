@@ -195,7 +195,7 @@ def _mixed(*columns: NDArray[np.unsignedinteger[Any]]) -> U64:
 
 
 def _places(snapshot: Snapshot) -> U64:
-    # What stacks that are nearly alike have in common: what lies between may differ from one time to the next.
+    # What stacks that are nearly alike have in common: what lies between may differ the next time.
     s = snapshot.stacks
     waits, frames = _texts(snapshot.waits), _frames(snapshot)
     return _mixed(s.kind, s.state, waits[s.wait], *(frames[ids] for ids in NearClusters(snapshot).places))
