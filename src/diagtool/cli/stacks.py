@@ -88,18 +88,16 @@ def command(
     """
     from diagtool.cli.output import print_lines, print_text, width
     from diagtool.cli.target import resolve
-    from diagtool.leaks import find_leaks
-    from diagtool.report import json as documents
-    from diagtool.report import stacks, terminal
+    from diagtool.report import terminal
     from diagtool.report.native import Shown
     from diagtool.report.native import lines as native_lines
     from diagtool.report.native import rows as native_rows
-    from diagtool.report.tree import await_tree
 
     if (hide or only or as_tree) and bool(native) is as_tree:
         raise click.UsageError(
             "--hide and --only go with --native, which is a view of its own, as --tree is."
         )
+    threads_alone = bool(native) and output_format != "json"
     resolved = resolve(
         target,
         exe=exe,
@@ -110,13 +108,19 @@ def command(
         unwinder=unwinder,
         debug_directories=debug_directories,
         inventory=(),
+        tasks=not threads_alone,
     )
     snap = resolved.snapshot
     shown = Shown(hide, only, verbose or output_format == "json")
     view = terminal.View(width(output), verbose, everything, resolved.sources)
-    if native and output_format != "json":
+    if threads_alone:
         print_lines(native_lines(snap, shown, view), output)
         return 0
+    from diagtool.leaks import find_leaks
+    from diagtool.report import json as documents
+    from diagtool.report import stacks
+    from diagtool.report.tree import await_tree
+
     report = find_leaks([snap], templates=known_templates(None), min_count=None)
     if output_format == "json":
         document = documents.stacks(

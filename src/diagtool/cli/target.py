@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TypedDict
 import click
 
 from diagtool.api import kind_of, snapshot
+from diagtool.cli import arrays  # noqa: F401 - before anything else that needs numpy
 from diagtool.cli.progress import progress
 from diagtool.report.sources import Sources
-from diagtool.snapshot.model import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diagtool.capture.clonemode import CloneMode
     from diagtool.capture.model import Capture
     from diagtool.runtimes.native.stacks import Unwinder
+    from diagtool.snapshot.model import Snapshot
 
 _DOING = {"live": "reading process", "core": "reading core", "store": "reading", "evidence": "reading"}
 
@@ -49,6 +50,7 @@ class How(TypedDict, total=False):
     debug_directories: Sequence[str]
     inventory: Collection[str] | None
     stacks: bool
+    tasks: bool
     clone: CloneMode | None
     keep: Callable[[Capture], None] | None
     look: Callable[[Capture], None] | None
