@@ -147,6 +147,8 @@ min-count = 5
 templates = "t"
 paths = ["/app=."]
 runbooks = "https://wiki.example/runbooks/"
+own = "site-packages/shop/*"
+libraries = ["*/vendor/*", "/srv/gen/*"]
 
 [[ignore]]
 id = "3f2a9c"
@@ -161,6 +163,8 @@ def test_settings_are_read_and_folders_lie_beside_the_file(tmp_path: Path) -> No
     settings = read(tmp_path / ".diagtool.toml").settings
     assert settings.never and settings.fail_on is None and settings.min_count == 5
     assert settings.templates == tmp_path / "t" and settings.paths == ("/app=.",)
+    assert settings.own == ("*/site-packages/shop/*",)
+    assert settings.libraries == ("*/vendor/*", "/srv/gen/*")
     judged = apply(of(finding(id="x")), read(tmp_path / ".diagtool.toml"), TODAY)
     assert judged.findings[0].runbook == "https://wiki.example/runbooks/asyncio-queue-get-starved.md"
 
@@ -178,18 +182,18 @@ def test_settings_are_read_and_folders_lie_beside_the_file(tmp_path: Path) -> No
         ('"t">"absent"', "templates (line 4): there is no folder "),
         ('["/app=."]>["/app"]', "paths (line 5): '/app' is not FROM=TO"),
         ("https>file", "runbooks (line 6): must be an address: https://…"),
-        ("frame =>farme =", "ignore[1].farme (line 10): there is no such key. Did you mean frame?"),
-        ('"leaf">3', "ignore[1].frame (line 10): must be a string or a list of strings"),
-        ('"leaf">""', "ignore[1].frame (line 10): has a pattern that is empty or longer than 1,000"),
-        ('reason = "r">', "ignore[1].reason (line 8): is missing: say why"),
-        ('reason = "r">reason = " "', "ignore[1].reason (line 11): is empty"),
-        ('id = "3f2a9c"\nframe = "leaf">', "ignore[1] (line 8): says of what: give at least one of id,"),
-        ('"leaf">"leaf"\nmax_count = 0', "ignore[1].max_count (line 11): must be at least 1, is 0"),
+        ("frame =>farme =", "ignore[1].farme (line 12): there is no such key. Did you mean frame?"),
+        ('"leaf">3', "ignore[1].frame (line 12): must be a string or a list of strings"),
+        ('"leaf">""', "ignore[1].frame (line 12): has a pattern that is empty or longer than 1,000"),
+        ('reason = "r">', "ignore[1].reason (line 10): is missing: say why"),
+        ('reason = "r">reason = " "', "ignore[1].reason (line 13): is empty"),
+        ('id = "3f2a9c"\nframe = "leaf">', "ignore[1] (line 10): says of what: give at least one of id,"),
+        ('"leaf">"leaf"\nmax_count = 0', "ignore[1].max_count (line 13): must be at least 1, is 0"),
         (
             '"leaf">"leaf"\nexpires = "2027-01-31"',
-            "ignore[1].expires (line 11): must be a date without quotes, like 2027-01-31, is a string",
+            "ignore[1].expires (line 13): must be a date without quotes, like 2027-01-31, is a string",
         ),
-        ('"leaf">"leaf"\nexpires = 2027-01-31T10:00:00', "ignore[1].expires (line 11): must be a date"),
+        ('"leaf">"leaf"\nexpires = 2027-01-31T10:00:00', "ignore[1].expires (line 13): must be a date"),
         ('"leaf">"leaf"\nexpires = 2027-02-31', "file: is not TOML: "),
         ("[[ignore]]>[ignore]", "ignore: must be tables: write [[ignore]]"),
         ("version = 1>version =", "file: is not TOML: "),

@@ -96,6 +96,7 @@ def chosen(
     """
     from diagtool.leaks.baseline import Settings, find
     from diagtool.leaks.model import VERDICTS
+    from diagtool.leaks.own import use
     from diagtool.report.locations import Locations, root_of
 
     if no_baseline and (baseline is not None or new):
@@ -105,6 +106,8 @@ def chosen(
     settings = Settings() if known is None else known.settings
     if fail_on is None:
         fail_on = "never" if settings.never else settings.fail_on or "likely"
+    if settings.own or settings.libraries:  # for the rest of the command
+        click.get_current_context().with_resource(use(settings.own, settings.libraries))
     folder = root or settings.root or root_of(Path.cwd())
     pairs = [_mapping(text) for text in (*maps, *settings.paths)]
     return Chosen(

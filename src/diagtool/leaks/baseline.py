@@ -110,6 +110,7 @@ class Settings:
 
     ``templates`` and ``root`` are paths, made absolute from the folder of the file; ``paths`` are the
     mappings of ``--map``; ``runbooks`` is the address under which a team keeps its copy of docs/runbooks.
+    ``own`` and ``libraries`` are patterns for paths of code (``leaks.own.use``).
     """
 
     fail_on: Verdict | None = None  # "never" is never=True
@@ -119,6 +120,8 @@ class Settings:
     root: Path | None = None
     paths: tuple[str, ...] = ()
     runbooks: str | None = None
+    own: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from diagtool.leaks.model import VERDICTS, Verdict
 
 __all__ = ("read_text", "tomllib")
 
-_KEYS = ("version", "fail-on", "min-count", "templates", "root", "paths", "runbooks", "ignore")
+_KEYS = tuple("version fail-on min-count templates root paths runbooks own libraries ignore".split())
 _ENTRY_KEYS = ("id", "template", "frame", "name", "max_count", "reason", "expires")
 
 #: A pattern that is longer is a mistake.
@@ -182,7 +182,14 @@ def _settings(check: _Checker, data: Mapping[str, Any], folder: Path) -> Setting
         root=_folder(check, data, "root", folder),
         paths=paths,
         runbooks=runbooks,
+        own=_code(check, data, "own"),
+        libraries=_code(check, data, "libraries"),
     )
+
+
+def _code(check: _Checker, data: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """Patterns for whole paths: what begins with neither a slash nor a star fits in any folder."""
+    return tuple(p if p.startswith(("/", "*")) else f"*/{p}" for p in check.texts(data, "", key))
 
 
 def _folder(check: _Checker, data: Mapping[str, Any], key: str, folder: Path) -> Path | None:
