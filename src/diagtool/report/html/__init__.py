@@ -24,6 +24,6 @@ def page(report: Report, snapshots: Sequence[Snapshot], sources: Sources | None 
     ``sources`` gives the lines beside the frames of findings.
     """
     from diagtool.report.html.data import document
-    from diagtool.report.html.page import assembled, head
+    from diagtool.report.html.assemble import assembled, head
 
     return assembled(lambda room: document(report, snapshots, sources, room), head(report))
