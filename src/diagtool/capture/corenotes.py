@@ -23,7 +23,7 @@ from diagtool.capture.notes import (
     OURS,
 )
 from diagtool.capture.plan import is_anonymous
-from diagtool.capture.signals import Signals, pack
+from diagtool.capture.signals import Signals, pack, pack_siginfo
 
 __all__ = ["core_notes", "left_out_note", "status_note"]
 
@@ -37,10 +37,11 @@ def core_notes(capture: Capture) -> bytes:
     threads = [thread for thread in capture.threads if thread.registers]
     out = []
     for number, thread in enumerate(threads):
-        out.append(status_note(thread, capture.signals))
+        signal = 0 if number else capture.process.signal or 0
+        out.append(_note(b"CORE", NT_PRSTATUS, _prstatus(thread, capture.signals, signal)))
         if number == 0:
             out.append(_note(b"CORE", NT_PRPSINFO, _prpsinfo(capture)))
-            out.append(_note(b"CORE", NT_SIGINFO, bytes(128)))
+            out.append(_note(b"CORE", NT_SIGINFO, pack_siginfo(capture.signals.info).ljust(128, b"\0")))
             out.append(_note(b"CORE", NT_AUXV, capture.process.auxv))
             out.append(_note(b"CORE", NT_FILE, _files(capture.mappings)))
         if thread.vectors:
@@ -74,12 +75,14 @@ def _as_inside(capture: Capture) -> Signals:
     return Signals(known.masks, known.actions, stacks)
 
 
-def _prstatus(thread: CapturedThread, signals: Signals) -> bytes:
+def _prstatus(thread: CapturedThread, signals: Signals, signal: int = 0) -> bytes:
     pending = signals.masks.thread_pending.get(thread.tid, 0)
     blocked = signals.masks.blocked.get(thread.tid, 0)
     seconds, fraction = divmod(thread.cpu_seconds or 0.0, 1.0)
     times = (int(seconds), int(fraction * 1e6), 0, 0, 0, 0, 0, 0)
-    head = struct.pack("<3ih2xQQ4i", 0, 0, 0, 0, pending, blocked, thread.ns_tid or thread.tid, 0, 0, 0)
+    head = struct.pack(
+        "<3ih2xQQ4i", signal, 0, 0, signal, pending, blocked, thread.ns_tid or thread.tid, 0, 0, 0
+    )
     words = [thread.registers[name] for name in REGISTERS_X86_64]
     return head + struct.pack("<8q", *times) + struct.pack("<27Q", *words) + struct.pack("<i4x", 1)
 

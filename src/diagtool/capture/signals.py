@@ -23,6 +23,7 @@ __all__ = [
     "bits",
     "name_of",
     "pack",
+    "pack_siginfo",
     "parse_siginfo",
     "unpack",
 ]
@@ -125,6 +126,18 @@ def parse_siginfo(raw: bytes) -> SignalInfo | None:
         pid, uid = struct.unpack_from("<iI", raw, 16)
         return SignalInfo(number, code, pid=pid, uid=uid)
     return SignalInfo(number, code)
+
+
+def pack_siginfo(info: SignalInfo | None) -> bytes:
+    """What :func:`parse_siginfo` reads; zeros for None."""
+    if info is None:
+        return b""
+    head = struct.pack("<3i4x", info.number, 0, info.code)
+    if info.syscall is not None:
+        return head + bytes(8) + struct.pack("<i", info.syscall)
+    if info.address is not None:
+        return head + struct.pack("<Q", info.address)
+    return head + struct.pack("<iI", info.pid or 0, info.uid or 0)
 
 
 def pack(signals: Signals) -> bytes:

@@ -208,7 +208,7 @@ def _told(
 ) -> Report | None:
     """Judge and print; None where nothing was seen of which that could be said."""
     if not ended.looks and not ended.orphans and not ended.timed_out and chosen == [Output("terminal")]:
-        for note in ended.notes or [f"it ended after {ended.seconds:.2f} s, before it was looked at"]:
+        for note in ended.notes or [f"nothing to look at in {ended.seconds:.2f} s"]:
             click.echo(f"diagtool: {note}", err=True)
         return None
     from diagtool.cli.output import width

@@ -36,7 +36,11 @@ MIN_WIDTH = 80
 #: Laid out for this width when the output is no terminal.
 FILE_WIDTH = 100
 
-_PLURALS = {"asyncgen": ("async generator", "async generators"), "cluster": ("cluster", "clusters")}
+_PLURALS = {
+    "asyncgen": ("async generator", "async generators"),
+    "cluster": ("cluster", "clusters"),
+    "process": ("process", "processes"),
+}
 
 
 def clean(text: str, limit: int = 300) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from diagtool.capture.errors import TargetError
+from diagtool.supervise.tree import alive
 
 if TYPE_CHECKING:
     from diagtool.capture.model import Capture
@@ -34,7 +35,8 @@ class Look:
     ``why``: see :data:`Why`; ``text`` says it for a person. ``at``: seconds since the command was started.
     ``standing``: it stands in its end and needs not run on; by ``signal`` in thread ``tid``. ``whole``:
     native frames too. ``core`` writes one and gives what went wrong. ``captured`` is called when the process
-    may run on, ``done`` in the end, both in the analyst's thread.
+    need not be there any more, ``done`` in the end, both in the analyst's thread. ``gone``: it could not be
+    read, because it has ended.
     """
 
     pid: int
@@ -51,6 +53,7 @@ class Look:
     done: Callable[[Look], None] | None = None
     snapshot: Snapshot | None = None
     error: TargetError | None = None
+    gone: bool = False
     core_error: str = ""
     seconds: float = 0.0
 
@@ -102,6 +105,7 @@ class Analyst:
                 look.error = error
             except Exception as error:  # noqa: BLE001 - the command must be let go whatever happens here
                 look.error = TargetError(f"internal error: {type(error).__name__}: {error}")
+            look.gone = look.error is not None and not alive(look.pid)
             look.seconds = time.monotonic() - began
             if look.captured is not None:
                 look.captured()
@@ -114,9 +118,6 @@ class Analyst:
         from diagtool.api import snapshot_of
 
         with self._capture(look) as capture:
-            if not look.standing and look.captured is not None:
-                look.captured()
-                look.captured = None
             if look.core is not None:
                 look.core_error = look.core(capture)
             snap = snapshot_of(capture, frames=look.whole)

@@ -25,6 +25,7 @@ __all__ = ["judge"]
 
 _SERIES = ("sample", "every", "asked", "exit", "signal", "hang", "threshold")
 _ALONE = ("asked", "exit", "signal", "hang", "threshold", "crash")
+_BY_CHANCE = ("sample", "every", "check", "threshold")
 _MOST_NAMED = 20  # orphans
 
 #: (finding, the look it is of)
@@ -134,7 +135,8 @@ def _when(look: Look, ended: Ended) -> str:
 def _troubles(looks: Iterable[Look]) -> list[str]:
     out = []
     for look in looks:
-        if look.error is not None and not (look.why == "exit" and look.snapshot is None):
+        # In its end a Python has taken its interpreter down, as a rule; before, it may just have ended.
+        if look.error is not None and look.why != "exit" and not (look.gone and look.why in _BY_CHANCE):
             out.append(f"process {look.pid} could not be read {look.text}: {look.error}")
         if look.core_error:
             out.append(f"no core was written: {look.core_error}")
