@@ -120,12 +120,15 @@ def _device(path: Path) -> TextIO:
 def _replaced(path: Path) -> Iterator[TextIO]:
     mask = os.umask(0)
     os.umask(mask)
+    mode = 0o666 & ~mask
+    with suppress(OSError):
+        mode = stat.S_IMODE(path.stat().st_mode)  # who may read it stays as somebody decided
     handle, name = tempfile.mkstemp(prefix=".diagtool-", suffix=".tmp", dir=path.parent)
     temp = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             yield file
-        temp.chmod(0o666 & ~mask)
+        temp.chmod(mode)
         temp.replace(path)
     except BaseException:
         with suppress(OSError):
