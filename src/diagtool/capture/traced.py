@@ -194,6 +194,7 @@ class Tracer:
                 self._threads[child] = child
                 out.append(Notice("forked", child, child))
                 steer.go_on(tid)
+                self.attend_to(child, out)  # whose first stop may have been told of before
             elif kind:
                 steer.go_on(tid)
             else:
