@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -25,6 +26,9 @@ INTERRUPTED = 128 + signal.SIGINT
 
 #: What only writing meets.
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+#: New objects after which garbage is looked for.
+_COLLECTED = 10_000
 
 _COMMANDS = (
     "snapshot",
@@ -82,7 +86,8 @@ def cli(context: click.Context) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status. Prints every error as a sentence and a hint."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is None:
+        return _program(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that can't show "·" is no error
@@ -100,6 +105,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         silence_stdout()
         return _fail(f"cannot write the output: {error.strerror or error}", ELSEWHERE, UNREADABLE, error)
+
+
+def _program(arguments: Sequence[str]) -> int:
+    """The command line as all that this process is for."""
+    # Modules are most of what there is, and stay: nobody need look through them for garbage again and again,
+    # and not twice more when all is over.
+    gc.set_threshold(_COLLECTED)
+    try:
+        return main(arguments)
+    finally:
+        gc.freeze()
 
 
 def _run(arguments: list[str]) -> int:
