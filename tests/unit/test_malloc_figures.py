@@ -37,7 +37,7 @@ def read(heap: Heap) -> list[ArenaFigures]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_data_of_libc_are_read_where_they_were_not_copied(version: Version) -> None:
-    """Data of hundreds of libraries fill what a quick look copies; without libc's own there is no main arena."""
+    """Data of hundreds of libraries fill what a quick look copies; libc's own are what leads to malloc."""
     heap = Heap(version)
     heap.main(chunks(5, 50))
     whole = heap.memory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -88,10 +89,73 @@ def test_a_condition_variable_has_no_owner() -> None:
         assert (lock.name, lock.address, dict(lock.state)) == ("pthread_cond_wait", AT, {"waiters": 2})
 
 
-def test_a_semaphore_without_permits_says_how_many_wait() -> None:
-    lock = found(
-        struct.pack("<2I", 0, 3), "do_futex_wait", "__new_sem_wait_slow64.constprop.0", "sem_wait", ":f"
+@pytest.mark.parametrize("before", [0, 0x7F33_1234_5678], ids=["nothing", "a pointer"])
+def test_a_condition_variable_of_glibc_2_41_has_no_references_of_groups(before: int) -> None:
+    # 64-bit wseq and g1_start, g_size[2], g1_orig_size, wrefs, g_signals[2], two that are not used
+    data = struct.pack("<3Q8I", before, 8, 4, 0, 1, 0, 3 << 3, 0, 0, 0, 0)
+    for group in (0, 1):
+        lock = found(data, "futex_wait", "__pthread_cond_wait_common", ":f", futex=AT + 40 + 4 * group)
+        assert (lock.address, dict(lock.state)) == (AT + 8, {"waiters": 3})
+
+
+MUSL = ("__syscall_cp_c", "__timedwait_cp")
+
+
+def of_musl(data: bytes, *names: str, futex: int = AT) -> tuple[str, int, str, dict[str, Any]]:
+    shared = [
+        NativeFrame(0x1000 + i, 0x7000 + 16 * i, n, library="/lib/ld-musl-x86_64.so.1")
+        for i, n in enumerate(names)
+    ]
+    static = frames(*(f":{n}" for n in (*MUSL, *names)))
+    locks = [lock_of(f, futex, memory(data), THREADS) for f in (shared, static)]
+    assert locks[0] is not None and locks[0] == locks[1]
+    return locks[0].type, locks[0].address, locks[0].detail, dict(locks[0].state)
+
+
+def test_locks_of_musl_are_read_as_musl_lays_them_out() -> None:
+    held = {"owner": 101, "owner_alive": True}
+    kind, address, words, state = of_musl(
+        struct.pack("<3i", 0, 16, 1), "pthread_mutex_timedlock", futex=AT + 4
     )
+    assert (kind, address, state) == ("pthread_mutex_t", AT, {}) and "by whom is not noted" in words
+    recursive = struct.pack("<3i", 1, 101 - (1 << 31), 1)
+    assert of_musl(recursive, "pthread_mutex_timedlock", futex=AT + 4)[1:] == (AT, "held by thread 101", held)
+    # Who waits for a condition sleeps on a word of its own stack: nothing around that is the condition's.
+    stack = struct.pack("<12I", *range(7, 19)) * 2
+    assert of_musl(stack, "__pthread_cond_timedwait", futex=AT + 44) == ("pthread_cond_t", 0, "", {})
+    assert of_musl(struct.pack("<2i", -1, 2), "sem_timedwait")[2] == "2 waiting"
+    assert of_musl(struct.pack("<i", -1), "__pthread_rwlock_timedrdlock")[2] == "held by a writer"
+    assert of_musl(struct.pack("<i", 3), "__pthread_rwlock_timedwrlock")[2] == "3 reading"
+    joined = of_musl(b"", "__pthread_timedjoin_np", futex=0x7F11_0038)
+    assert joined == ("pthread_t", 0x7F11_0000, "thread 101", held)
+
+
+@pytest.mark.parametrize(
+    ("functions", "name", "address"),
+    [
+        (["<std::sys::sync::mutex::futex::Mutex>::lock_contended", "app::f"], "std::sync::Mutex::lock", AT),
+        (["std::sys::unix::locks::futex_mutex::Mutex::lock_contended"], "std::sync::Mutex::lock", AT),
+        (["<std::sys::sync::rwlock::futex::RwLock>::read_contended"], "std::sync::RwLock::read", AT),
+        (["<std::sys::sync::condvar::futex::Condvar>::wait"], "std::sync::Condvar::wait", AT),
+        (
+            ["<std::thread::thread::Thread>::park", "std::sync::mpmc::list::Channel<T>::recv::{{closure}}"],
+            "std::sync::mpsc::Receiver::recv",
+            0,
+        ),
+        (["std::thread::functions::park", "app::f"], "std::thread::park", 0),
+        (["parking_lot::raw_mutex::RawMutex::lock_slow", "app::f"], "parking_lot::Mutex::lock", 0),
+    ],
+)
+def test_locks_of_rust_are_told_by_its_functions(functions: list[str], name: str, address: int) -> None:
+    stack = [NativeFrame(0x1000, 0x7000, f, library=OWN, language="rust") for f in functions]
+    lock = lock_of(stack, AT, memory(struct.pack("<I", 2)), THREADS)
+    assert lock is not None
+    assert (lock.name, lock.address, dict(lock.state)) == (name, address, {})
+    assert ("not noted" in lock.detail) == (name == "std::sync::Mutex::lock")
+
+
+def test_a_semaphore_without_permits_says_how_many_wait() -> None:
+    lock = found(struct.pack("<2I", 0, 3), "do_futex_wait", "__new_sem_wait_slow64.constprop.0", ":f")
     assert (lock.name, dict(lock.state)) == ("sem_wait", {"value": 0, "waiters": 3})
 
 

@@ -3,8 +3,8 @@
 Which kind of lock it is say the functions on its stack, as far as libraries export them: pthread_mutex_lock,
 pthread_cond_wait, sem_wait … Then the structure is read around the futex: glibc's layouts for x86-64 and
 aarch64, which are part of its ABI (bits/struct_mutex.h, bits/struct_rwlock.h, bits/thread-shared-types.h;
-unchanged since 2.25, condition variables until 2.40). What does not look like what it should be is told
-without an owner.
+unchanged since 2.25, condition variables until 2.40), and those of other libraries, which note less
+(``otherlocks``). What does not look like what it should be is told without an owner.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from diagtool.runtimes.native.otherlocks import is_musl, musl_lock, rust_lock
 from diagtool.runtimes.native.stacks.libc import is_libc
 from diagtool.runtimes.native.stacks.model import NativeFrame
 
@@ -25,6 +26,7 @@ _MAX_TID = 1 << 22
 #: Owners as glibc writes them while it recovers a robust mutex (nptl/pthreadP.h).
 _DEAD_OWNERS = (0x7FFFFFFF, 0x7FFFFFFE)
 _KIND_RECURSIVE = 1
+_MOST_POSITIONS = 1 << 30  # in the groups of a condition variable: g1_orig_size has 30 bits
 
 Read = Callable[[int, int], "bytes | None"]
 
@@ -81,11 +83,17 @@ def lock_of(
 
     ``threads``: pthread_self() of the threads -> their tids, as the process itself sees these.
     """
+    rust = rust_lock(frames[:_INNERMOST], futex, read)
+    if rust is not None:
+        return NativeLock(*rust)
     names = [_plain(frame.function) for frame in frames[:_INNERMOST]]
+    musl = is_musl(frames[:_INNERMOST], names)
     for number, bare in enumerate(names):
         name = next((wait for pattern, wait in _FUNCTIONS if pattern.match(bare)), None)
         if name is None:
             continue
+        if musl and (told := musl_lock(name, futex, read, threads)) is not None:
+            return _of_musl(name, *told, threads)
         found = _READERS[name](futex, read, threads, names[number:])
         if name in _ONCE:
             # The same function called it in the thread that is at work, or (a static) runs the initializer.
@@ -99,7 +107,20 @@ def lock_of(
     return None
 
 
+def _of_musl(
+    name: str, type_: str, address: int, detail: str, tid: int, threads: Mapping[int, int]
+) -> NativeLock:
+    if not tid:
+        return NativeLock(name, type_, address, detail)
+    words, state = _owned(tid, threads)
+    return NativeLock(name, type_, address, f"thread {tid}" if name == "pthread_join" else words, state)
+
+
+_CLONE = re.compile(r"\.(constprop|isra|part|cold|lto_priv)\b.*$")  # what GCC makes of a function
+
+
 def _plain(function: str) -> str:
+    function = _CLONE.sub("", function)
     bare = function.partition("(")[0].rpartition("::")[2] if "(" in function else function
     return bare.partition("@")[0].removeprefix("__GI_").lstrip("_").removeprefix("GI_").lstrip("_")
 
@@ -141,19 +162,23 @@ def _mutex(futex: int, read: Read, threads: Mapping[int, int], names: Sequence[s
     return NativeLock("pthread_mutex_lock", "pthread_mutex_t", futex, detail, state)
 
 
-# 64-bit wseq and g1_start, g_refs[2], g_size[2], g1_orig_size, wrefs, g_signals[2] (thread-shared-types.h)
+# 64-bit wseq and g1_start, g_refs[2], g_size[2], g1_orig_size, wrefs, g_signals[2] (thread-shared-types.h).
+# Since 2.41 (and some builds of 2.38 to 2.40) without g_refs. The thread sleeps on one of g_signals.
 def _condition(futex: int, read: Read, threads: Mapping[int, int], names: Sequence[str]) -> NativeLock:
     for group in (0, 1):
-        raw = read(futex - 40 - 4 * group, 48)
-        if raw is None:
-            continue
-        sequence, start, *rest = struct.unpack("<2Q8I", raw)
-        waiters = rest[5] >> 3
-        if sequence >> 1 >= start >> 1 and 0 < waiters < 1 << 20:
-            words = f"{waiters:,} waiting"
-            return NativeLock(
-                "pthread_cond_wait", "pthread_cond_t", futex - 40 - 4 * group, words, {"waiters": waiters}
-            )
+        for signals in (40, 32):
+            address = futex - signals - 4 * group
+            raw = read(address, signals + 8)
+            if raw is None:
+                continue
+            sequence, start = struct.unpack_from("<2Q", raw)
+            waiters = int(struct.unpack_from("<I", raw, signals - 4)[0] >> 3)
+            # Both count positions of waiters; between them are those of the two groups.
+            if 0 <= (sequence >> 1) - (start >> 1) < _MOST_POSITIONS and 0 < waiters < 1 << 20:
+                state = {"waiters": waiters}
+                return NativeLock(
+                    "pthread_cond_wait", "pthread_cond_t", address, f"{waiters:,} waiting", state
+                )
     return NativeLock("pthread_cond_wait", "pthread_cond_t", futex)
 
 
