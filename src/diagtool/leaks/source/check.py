@@ -31,7 +31,11 @@ __all__ = (
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A line of a function that a check is about. ``says`` is a half sentence: what is wrong there."""
+    """A line of a function that a check is about. ``says`` is a half sentence: what is wrong there.
+
+    Where it says nothing, all is well there: the finding may as well be about this place, and no other line
+    proves it then.
+    """
 
     line: int
     says: str
@@ -61,6 +65,8 @@ class Check:
     about: str
     words: re.Pattern[str]
     find: Callable[[Function, Ask], Iterator[Hit]]
+    #: What the finding is about names the very function: a file is enough to know, not the whole program.
+    exact: bool = False
 
 
 _Call: TypeAlias = tuple[ast.Call, str]
@@ -187,7 +193,7 @@ def escapes(function: Function, name: str) -> bool:
 def _is_bound_method(function: Function, attribute: ast.Attribute) -> bool:
     """``x.close`` that is not called but given away: it holds x."""
     around = function.parents.get(attribute)
-    if isinstance(around, ast.Call) and around.func is attribute:
+    if not isinstance(attribute.ctx, ast.Load) or (isinstance(around, ast.Call) and around.func is attribute):
         return False
     return isinstance(around, (ast.Call, ast.keyword, ast.Assign, ast.Return, ast.List, ast.Tuple, ast.Dict))
 

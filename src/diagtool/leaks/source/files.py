@@ -84,6 +84,11 @@ class Sources:
         self._modules: dict[str, Module | None] = {}
         self._doubts: dict[str, Doubt | None] = {}
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the user named folders: then all of the program's files can be looked through."""
+        return bool(self._folders)
+
     # --- lines, for showing ----------------------------------------------------------------------------
 
     def line(self, frame: Frame) -> str:

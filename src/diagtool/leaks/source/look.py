@@ -23,6 +23,8 @@ MAX_SHOWN = 5
 _MAX_FRAMES = 20
 #: Files that are looked through where a finding has no frames of its own.
 _MAX_FILES = 400
+#: Bytes of source that are looked through for one report: a few seconds.
+_MAX_BYTES = 16 << 20
 #: Findings of which is looked up where their tasks are started.
 _MAX_STARTED = 20
 
@@ -58,6 +60,7 @@ class Looker:
         self.snapshot = snapshot
         self.warnings: list[str] = []
         self._started = 0
+        self._read: dict[str, int] = {}  # bytes of each file that was looked at
 
     def look(self, finding: Finding, template: Template) -> Finding:
         """``finding`` with the lines that the rules of its template found, and the verdict that they give."""
@@ -65,11 +68,12 @@ class Looker:
         reasons: list[str] = []
         verdict = finding.verdict
         for rule in template.source:
-            lines = self._lines(rule, finding)
+            found = self._lines(rule, finding)
+            lines = [line for line in found if line.says]
             shown += lines
             if not lines:
                 continue
-            if rule.raises and verdict == "suspect":
+            if rule.raises and verdict == "suspect" and len(lines) == len(found) and self._is_sure(rule):
                 verdict = "likely"
                 reasons.append(f"raised from suspect by its source: {_said(lines[0])}")
             elif rule.lowers and verdict == "likely":
@@ -80,6 +84,12 @@ class Looker:
             return finding
         lines = list(dict.fromkeys(shown))[:MAX_SHOWN]
         return replace(finding, verdict=verdict, source=tuple(lines), evidence=(*finding.evidence, *reasons))
+
+    def _is_sure(self, rule: SourceRule) -> bool:
+        """Whether enough of the program was seen: what is made in other files may be what was found."""
+        if rule.at != "files":
+            return True
+        return self.sources.is_whole or bool(rule.check and CHECKS[rule.check].exact)
 
     def _lines(self, rule: SourceRule, finding: Finding) -> list[SourceLine]:
         if rule.at == "files":
@@ -109,6 +119,12 @@ class Looker:
     def _module(self, name: str, rule: SourceRule | None) -> Module | None:
         module = self.sources.module(name)
         if module is None:
+            return None
+        if name not in self._read:
+            self._read[name] = module.size
+            if sum(self._read.values()) > _MAX_BYTES:
+                self._say(f"of the source no more than {_MAX_BYTES >> 20} MiB was looked through")
+        if sum(self._read.values()) > _MAX_BYTES:
             return None
         if rule is not None and rule.check and not CHECKS[rule.check].words.search(module.text):
             return None
@@ -216,17 +232,17 @@ def _frames_at(at: str, finding: Finding) -> list[Frame]:
 
 
 def _subject(finding: Finding) -> str:
-    """What a finding without frames is about: the type, function or callback that its rows have."""
+    """What a finding is about: of stacks the outermost function; the type, function or callback of rows."""
+    if finding.frames:
+        return finding.frames[-1].function
     if finding.examples:
         return finding.examples[0]
-    if finding.waiting_on is not None:
-        return finding.waiting_on.type
-    return finding.frames[0].function if finding.frames else ""
+    return finding.waiting_on.type if finding.waiting_on is not None else ""
 
 
 def _line(function: Function, hit: Hit, check: str, says: str = "") -> SourceLine:
     module = function.module
-    return SourceLine(module.name, hit.line, _text(module, hit.line), check, says or hit.says)
+    return SourceLine(module.name, hit.line, _text(module, hit.line), check, hit.says and (says or hit.says))
 
 
 def _text(module: Module, line: int) -> str:

@@ -103,6 +103,7 @@ class Module:
     def __init__(self, name: str, data: bytes) -> None:
         self.name = name
         self.problem: str | None = None
+        self.size = len(data)
         self._data = data
 
     @cached_property

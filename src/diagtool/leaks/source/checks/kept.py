@@ -65,18 +65,18 @@ _KEEPS = (
 
 
 def _sessions(function: Function, ask: Ask) -> Iterator[Hit]:
-    if function.name == "<module>":
-        return  # one for the process
     wanted = ask.subject.rpartition(".")[2]
     for call in calls(function, *(name.rpartition(".")[2] for name in _CLIENTS)):
         makes = _CLIENTS.get(origin(function, call.func))
         if makes is None or (wanted and wanted not in makes) or is_with_item(function, call):
             continue
-        if _is_lost(function, call, _CLOSES):
+        if function.name != "<module>" and _is_lost(function, call, _CLOSES):
             yield Hit(
                 call.lineno,
                 f"{dotted(call.func)}() is made for each call of {function.name}() and not closed",
             )
+        else:
+            yield Hit(call.lineno, "")
 
 
 def _is_lost(function: Function, call: ast.Call, closes: tuple[str, ...]) -> bool:
@@ -219,6 +219,7 @@ CHECKS = (
         "a method with functools.cache or lru_cache(maxsize=None)",
         re.compile(r"@[\w.]*cache\b"),
         _cached,
+        exact=True,
     ),
     Check(
         "closure-keeps-request",
@@ -227,5 +228,6 @@ CHECKS = (
             r"\b(call_later|call_at|register|finalize|add_done_callback|Timer|on|subscribe|connect)\s*\("
         ),
         _closures,
+        exact=True,
     ),
 )

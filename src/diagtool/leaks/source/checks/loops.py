@@ -52,7 +52,9 @@ def _has_exit(loop: ast.While) -> bool:
 
 def _without_exit(function: Function, ask: Ask) -> Iterator[Hit]:
     for loop in _forever(function, ask):
-        if not _has_exit(loop):
+        if not _has_exit(loop) and not any(
+            isinstance(n, ast.Try) and n.handlers for n in function.around(loop)
+        ):
             yield Hit(loop.lineno, "this loop has no break, return or raise: nobody can tell it to end")
 
 

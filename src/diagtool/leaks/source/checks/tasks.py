@@ -23,6 +23,8 @@ __all__ = ("CHECKS", "makes_task")
 
 _STARTS = ("create_task", "ensure_future")
 _LOOPS = ("loop", "get_event_loop()", "get_running_loop()", "new_event_loop()")
+_LOGS = ("debug", "info", "warning", "warn", "error", "exception", "critical", "log", "print", "print_exc")
+_HARMLESS = ("str", "repr", "format", "format_exc", "getLogger", "sleep", "type", "len")
 _CANCELLED = ("CancelledError", "BaseException")
 
 
@@ -60,9 +62,8 @@ def _overwritten(function: Function, ask: Ask) -> Iterator[Hit]:
             continue
         if any(dotted(n) == name for n in function.nodes if n is not target and isinstance(n, ast.Attribute)):
             continue  # looked at, cancelled, awaited or put away before or after
-        if any(
-            isinstance(a, (ast.If, ast.While, ast.IfExp, ast.ExceptHandler)) for a in function.around(call)
-        ):
+        outside = (ast.If, ast.For, ast.AsyncFor, ast.IfExp, ast.ExceptHandler)
+        if any(isinstance(a, outside) for a in function.around(call)):
             continue
         yield Hit(call.lineno, f"{name} is overwritten, and the task that it held is not cancelled")
 
@@ -134,18 +135,15 @@ def _catches_cancel(handler: ast.ExceptHandler) -> bool:
 
 
 def _goes_on(handler: ast.ExceptHandler) -> bool:
-    leaves = (ast.Raise, ast.Return, ast.Break)
-    for node in ast.walk(handler):
-        if isinstance(node, leaves):
-            return False
-        if isinstance(node, ast.Call) and last_name(node.func) in (
-            "exit",
-            "_exit",
-            "cancel",
-            "uncancel",
-            "cancelling",
-        ):
-            return False
+    """Whether the handler forgets the error: nothing but `pass`, `continue` and log entries."""
+    for statement in handler.body:
+        if isinstance(statement, (ast.Pass, ast.Continue)):
+            continue
+        if not isinstance(statement, ast.Expr):
+            return False  # a flag, a raise, a return
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Call) and last_name(node.func) not in (*_LOGS, *_HARMLESS):
+                return False
     return True
 
 
@@ -202,7 +200,7 @@ CHECKS = (
     Check(
         "cancel-swallowed",
         "in a loop, CancelledError is caught and the loop goes on",
-        re.compile(r"\bexcept\b[ \t]*(:|.{0,200}(BaseException|CancelledError))"),
+        re.compile(r"\bexcept[ \t]*:|BaseException|CancelledError"),
         _swallowed,
     ),
     Check(
