@@ -6,6 +6,7 @@ branches are left out.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -96,43 +97,40 @@ def _set_self(nodes: list[dict[str, Any]]) -> None:
         node["self"] = max(node["self"], 0)
 
 
-def _depths(parent: NDArray[np.int32]) -> NDArray[np.int32]:
-    """How many frames each trace has, counted no further than a little beyond DEPTH."""
-    depth = np.zeros(len(parent), np.int32)
-    at = np.arange(len(parent), dtype=np.int64)
-    active = at[1:]
-    at = active.copy()
-    for _ in range(DEPTH + 1):
-        depth[active] += 1
-        at = parent[at].astype(np.int64)
-        inside = (at > 0) & (at < len(parent))
-        active, at = active[inside], at[inside]
-        if not len(active):
-            break
+def _ancestors(parent: NDArray[np.int32]) -> Iterator[NDArray[np.int64]]:
+    """For every trace its ancestor 1, 2, 4, 8 … frames outward, 0 for none, until nobody has one."""
+    up = parent.astype(np.int64)
+    up[(up < 0) | (up >= len(up))] = 0
+    for _ in range(len(up).bit_length() + 1):  # of a circle, in a damaged file, there would be no end
+        yield up
+        if not up.any():
+            return
+        up = up[up]
+
+
+def _depths(parent: NDArray[np.int32]) -> NDArray[np.int64]:
+    """How many frames each trace has; 0 for the empty one, and for those that run in a circle."""
+    depth = np.ones(len(parent), np.int64)
+    depth[:1] = 0
+    up = np.zeros(0, np.int64)
+    for up in _ancestors(parent):
+        depth += depth[up]
+    depth[up > 0] = 0
     return depth
 
 
 def _weights(
-    parent: NDArray[np.int32], depth: NDArray[np.int32], leaves: NDArray[np.int32]
+    parent: NDArray[np.int32], depth: NDArray[np.int64], leaves: NDArray[np.int32]
 ) -> NDArray[np.int64]:
-    """Stacks that go through each trace. Those deeper than DEPTH are climbed until they are not."""
-    size = len(parent)
-    at, numbers = np.unique(leaves[(leaves >= 0) & (leaves < size)], return_counts=True)
-    weight = np.zeros(size, np.int64)
-    for _ in range(size):
-        deep = depth[at] > DEPTH
-        np.add.at(weight, at[~deep], numbers[~deep])
-        at, inverse = np.unique(parent[at[deep]], return_inverse=True)
-        numbers = np.bincount(inverse.reshape(-1), numbers[deep], len(at)).astype(np.int64)
-        inside = (at > 0) & (at < size)
-        at, numbers = at[inside], numbers[inside]
-        if not len(at):
-            break
+    """Stacks that go through each trace, as far as DEPTH."""
+    at = leaves[(leaves > 0) & (leaves < len(parent))].astype(np.int64)
+    steps = np.maximum(depth[at] - DEPTH, 0)
+    for bit, up in enumerate(_ancestors(parent)):
+        at = np.where(steps >> bit & 1, up[at], at)
+    weight = np.bincount(at, minlength=len(parent))
     order = np.argsort(depth, kind="stable")
     bounds = np.searchsorted(depth[order], np.arange(DEPTH + 2))
     for level in range(DEPTH, 1, -1):
         here = order[bounds[level] : bounds[level + 1]]
-        up = parent[here]
-        inside = (up > 0) & (up < size)
-        np.add.at(weight, up[inside], weight[here[inside]])
+        np.add.at(weight, parent[here], weight[here])
     return weight

@@ -11,7 +11,7 @@ function picture(name, about, make, table, alone) {
   pending.push(() => make(stage, tools));
   return el('figure', { class: 'picture' },
     el('figcaption', {}, alone ? null : el('h3', {}, name), about ? el('p', {}, about) : null), tools,
-    el('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': name + ' (picture)' }, stage), table);
+    el('div', { class: 'scroll', tabindex: '0', role: 'group', 'aria-label': name + ' (picture)' }, stage), table);
 }
 
 function drawAll() {

@@ -109,7 +109,7 @@ function dataTable(spec, frames) {
   const table = el('table', {}, el('caption', { class: 'away' }, spec.title), el('thead', {}, el('tr', {}, heads)), body);
   return el('div', { class: 'table' },
     el('div', { class: 'tools' }, el('label', { for: inputId }, 'Search'), input, said),
-    el('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': spec.title }, table), more);
+    el('div', { class: 'scroll', tabindex: '0', role: 'group', 'aria-label': spec.title }, table), more);
 }
 
 function foldedTable(spec, frames, open) {
