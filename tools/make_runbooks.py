@@ -18,7 +18,8 @@ from pathlib import Path
 
 from diagtool.leaks.condition import Condition
 from diagtool.leaks.pattern import StackPattern
-from diagtool.leaks.template import Rule, TablePattern, Template, builtin
+from diagtool.leaks.source.checks import CHECKS
+from diagtool.leaks.template import Rule, SourceRule, TablePattern, Template, builtin
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNBOOKS = ROOT / "docs" / "runbooks"
@@ -92,6 +93,9 @@ def written(template: Template) -> str:
     lines = [f"# {template.title}", "", " · ".join(f for f in facts if f), ""]
     lines += ["**When it is reported**", "", f"About {about(template)}.", ""]
     lines += [f"- **{rule.level}**: {when(template, rule)}" for rule in template.rules]
+    if template.source:
+        lines += ["", "**What the source says**", "", "Where it can be read (docs/templates.md):", ""]
+        lines += [f"- {look(rule)}" for rule in template.source]
     lines += ["", "**Cause**", "", template.cause, "", "**Fix**", "", template.fix, ""]
     lines += ["**See also**", "", *(f"- <{reference}>" for reference in template.references), ""]
     return "\n".join(lines)
@@ -144,6 +148,25 @@ def when(template: Template, rule: Rule) -> str:
     for pattern in rule.absent:
         parts.append(f"and no {kinds(pattern)}{stacks(pattern)}")
     return ", ".join(parts)
+
+
+#: Where a source rule looks, in words.
+PLACES = {
+    "leaf": "where the stacks are",
+    "own": "in the functions of the stack",
+    "root": "in the outermost function",
+    "created_by": "where they were started",
+    "files": "in all files of the program",
+}
+
+
+def look(rule: SourceRule) -> str:
+    """What a source rule does, in words."""
+    what = f"`{rule.check}` ({CHECKS[rule.check].about})" if rule.check else f"`{rule.pattern}`"
+    then = (
+        "makes a suspect likely" if rule.raises else "makes a likely a suspect" if rule.lowers else "is shown"
+    )
+    return f"{what} {PLACES[rule.at]} {then}"
 
 
 def kinds(pattern: StackPattern) -> str:

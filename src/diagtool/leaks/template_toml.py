@@ -148,8 +148,8 @@ def _source(check: Document, raw: Mapping[str, Any], where: str, kind: str, path
         at=at,
         check=name,
         pattern=pattern,
-        raises=table.choice("raises", ("likely",), "") == "likely",
-        lowers=table.choice("lowers", ("suspect",), "") == "suspect",
+        raises="raises" in raw and table.choice("raises", ("likely",), "") == "likely",
+        lowers="lowers" in raw and table.choice("lowers", ("suspect",), "") == "suspect",
         says=table.text("says"),
     )
 
