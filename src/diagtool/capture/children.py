@@ -30,10 +30,14 @@ State = Literal["running", "zombie", "gone"]
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """One child. ``started``, in ticks since boot, tells it from a later one of the same number."""
+    """One child. ``started``, in ticks since boot, tells it from a later one of the same number.
+
+    ``number`` is its pid as we see it, which the process itself may number otherwise.
+    """
 
     zombie: bool
     started: int
+    number: int = field(default=0, compare=False)
 
 
 @dataclass(slots=True)
@@ -54,6 +58,12 @@ class Children:
     def state(self, child: int) -> State | None:
         """What is known of the child that the process knows as ``child``; None: nothing that is sure."""
         return agreed(self._before, self._after, child)
+
+    def number(self, child: int) -> int | None:
+        """The pid, as we see it, of a child that still runs; None where there is no such."""
+        found = self._after.children.get(child) if self._after is not None else None
+        running = found is not None and not found.zombie and found.number
+        return found.number if found is not None and running else None
 
     @cached_property
     def _after(self) -> Look | None:
@@ -89,7 +99,7 @@ def look(pid: int) -> Look | None:
             found.complete = False
         elif stat.parent == pid:
             # Where only the main thread has ended, the state is Z too (fs/proc/array.c).
-            found.children[inside] = Child(stat.state in "ZX" and stat.threads <= 1, stat.start_ticks)
+            found.children[inside] = Child(stat.state in "ZX" and stat.threads <= 1, stat.start_ticks, number)
     # It may have ended meanwhile; then what was read says nothing.
     return found if procfs.task_ids(pid) else None
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from diagtool.capture.errors import NoRuntime, NotSupported
 from diagtool.capture.model import Capture
+from diagtool.runtimes.children import add_what_children_wait_for
 from diagtool.runtimes.cpython.decode import decode as decode_cpython
 from diagtool.runtimes.native.stacks import NativeStacks, Unwinder, native_stacks
 from diagtool.runtimes.plain import NATIVE, decode_plain
@@ -53,6 +54,7 @@ def decode(
     snapshot.warnings += stacks.warnings
     if stacks.cut:
         snapshot.warnings.append(_cut(stacks))
+    add_what_children_wait_for(capture, snapshot)
     if native:
         add_native(capture, snapshot)
     return snapshot
