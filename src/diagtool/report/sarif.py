@@ -124,11 +124,10 @@ def _result(
 ) -> dict[str, Any]:
     finding = one.finding if isinstance(one, Ignored) else one
     main = locations.main(finding)
-    place = (
-        {"physicalLocation": _physical(main.path, main.line), **_logical(main.frame)}
-        if main is not None
-        else {"physicalLocation": _physical(locations.fallback(report.target), None)}
-    )
+    if main is not None:
+        place = {"physicalLocation": _physical(main.path, main.line or 1), **_logical(main.frame)}
+    else:  # GitHub takes no result without a place and a line
+        place = {"physicalLocation": _physical(locations.fallback(report.target), 1)}
     result: dict[str, Any] = {
         "ruleId": rule(finding),
         "ruleIndex": rules[rule(finding)],
