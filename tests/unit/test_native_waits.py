@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diagtool.runtimes.native.called import called
 from diagtool.runtimes.native.stacks import NativeFrame
 from diagtool.runtimes.native.waits import NativeLock, lock_of
 
@@ -171,6 +172,9 @@ def test_who_joins_waits_for_the_thread() -> None:
     lock = found(struct.pack("<i", 102), "__futex_abstimed_wait_common", "__pthread_clockjoin_ex", ":f")
     assert (lock.name, lock.state["owner"]) == ("pthread_join", 102)
 
+    lock = found(struct.pack("<i", 1), "syscall", "pthread_join", ":f", futex=0x7F11_0318)  # 2.43: a state
+    assert (lock.name, lock.state["owner"]) == ("pthread_join", 101)
+
 
 def test_a_stream_notes_its_owner() -> None:
     data = struct.pack("<2iQ", 2, 1, 0x7F22_0000)
@@ -190,6 +194,39 @@ def test_what_is_done_once_names_the_function_that_does_it() -> None:
 def test_functions_that_say_nothing_are_no_lock() -> None:
     assert lock_of(frames("syscall", ":absl::Mutex::Lock()"), AT, memory(mutex()), THREADS) is None
     assert lock_of([], AT, memory(b""), THREADS) is None
+
+
+SLOT, FUNCTION = AT + 0x100, 0x7F00_2000_0000
+#: Calls that end at AT + 0x16, and stubs of the linkage table at AT + 0x80.
+CALLS = {
+    "direct": (b"\xe8" + struct.pack("<i", FUNCTION - AT - 0x16 & 0x7FFFFFFF), b""),
+    "slot": (b"\xff\x15" + struct.pack("<i", SLOT - AT - 0x16), b""),
+    "stub": (b"\xe8" + struct.pack("<i", 0x6A), b"\xff\x25" + struct.pack("<i", SLOT - AT - 0x86)),
+    "stub with IBT": (
+        b"\xe8" + struct.pack("<i", 0x6A),
+        b"\xf3\x0f\x1e\xfa\xff\x25" + struct.pack("<i", SLOT - AT - 0x8A),
+    ),
+    "stub with BND": (
+        b"\xe8" + struct.pack("<i", 0x6A),
+        b"\xf3\x0f\x1e\xfa\xf2\xff\x25" + struct.pack("<i", SLOT - AT - 0x8B),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_what_was_called_is_read_from_the_call(kind: str) -> None:
+    call, stub = CALLS[kind]
+    data = bytearray(0x110)
+    data[0x16 - len(call) : 0x16] = call
+    data[0x80 : 0x80 + len(stub)] = stub
+    struct.pack_into("<Q", data, 0x100, FUNCTION)
+    expected = AT + 0x16 + (FUNCTION - AT - 0x16 & 0x7FFFFFFF) if kind == "direct" else FUNCTION
+    assert called(AT + 0x16, memory(bytes(data))) == expected
+
+
+@given(st.binary(max_size=64), st.integers(0, 64))
+def test_a_call_that_is_none_leads_anywhere_or_nowhere(data: bytes, at: int) -> None:
+    assert isinstance(called(AT + at, memory(data)), int)
 
 
 NAMES = (

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diagtool.capture.model import Capture, CapturedThread
+from diagtool.capture.modules import Module
+from diagtool.runtimes.native.called import with_entry
 from diagtool.runtimes.native.stacks.libc import is_libc
 from diagtool.runtimes.native.stacks.model import NativeFrame
 from diagtool.runtimes.native.waits import NativeLock, lock_of
@@ -87,8 +89,13 @@ class KernelWaits:
             return "cuda.synchronize", Thing(0, "GPU", f"in {outside}")
         if call != "futex" or not thread.syscall_args:
             return None
-        lock = lock_of(frames, thread.syscall_args[0], self.capture.memory.try_read, self._threads)
+        read = self.capture.memory.try_read
+        frames = with_entry(frames, read, self._module_at)
+        lock = lock_of(frames, thread.syscall_args[0], read, self._threads)
         return None if lock is None else (lock.name, self._thing_of(lock, thread))
+
+    def _module_at(self, address: int) -> Module | None:
+        return next((m for m in self.capture.modules if m.contains(address)), None)
 
     def _thing_of(self, lock: NativeLock, thread: CapturedThread) -> Thing:
         state, detail = dict(lock.state), lock.detail

@@ -26,6 +26,7 @@ _MAX_TID = 1 << 22
 #: Owners as glibc writes them while it recovers a robust mutex (nptl/pthreadP.h).
 _DEAD_OWNERS = (0x7FFFFFFF, 0x7FFFFFFE)
 _KIND_RECURSIVE = 1
+_STRUCT_PTHREAD = 0xA00  # bytes, at most
 _MOST_POSITIONS = 1 << 30  # in the groups of a condition variable: g1_orig_size has 30 bits
 
 Read = Callable[[int, int], "bytes | None"]
@@ -205,10 +206,14 @@ def _semaphore(futex: int, read: Read, threads: Mapping[int, int], names: Sequen
     )
 
 
-# The kernel clears the tid in a thread's struct pthread when it ends: that is what a join waits for.
+# The kernel clears the tid in a thread's struct pthread when it ends: that is what a join waits for; from
+# glibc 2.43 on it waits for a state in there (joinstate).
 def _join(futex: int, read: Read, threads: Mapping[int, int], names: Sequence[str]) -> NativeLock:
     words = _ints(read, futex, 1)
     tid = words[0] if words is not None else 0
+    if tid not in threads.values():
+        below = max((base for base in threads if base <= futex < base + _STRUCT_PTHREAD), default=0)
+        tid = threads.get(below, 0)
     if not 0 < tid < _MAX_TID or tid not in threads.values():
         return NativeLock("pthread_join", "pthread_t", futex)
     return NativeLock(
