@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from diagtool.cli.formats import FORMATS, Output
 
 if TYPE_CHECKING:
     from diagtool.leaks.baseline import Baseline
@@ -73,6 +75,13 @@ class Chosen:
         from diagtool.leaks.baseline import apply
 
         return apply(report, self.baseline)
+
+    def placed(self, report: Report, written: Iterable[Output]) -> Report:
+        """``report``, which says so where a format wants lines of the repository and they are elsewhere."""
+        away = self.locations.warning(report)
+        if away is None or not any(FORMATS[output.format].places for output in written):
+            return report
+        return replace(report, warnings=(*report.warnings, away))
 
     def status(self, report: Report) -> int:
         """The exit status for a judged report. Verdicts are ordered: "likely" is about proven ones, too."""

@@ -208,9 +208,7 @@ def command(
         new = write_baseline(report, baseline, rules.baseline, reason)
         rules = replace(rules, baseline=new)
         report = judged()
-    away = rules.locations.warning(report)
-    if away is not None and any(FORMATS[where.format].places for where in written):
-        report = replace(report, warnings=(*report.warnings, away))
+    report = rules.placed(report, written)
 
     def shown(where: Output) -> Shown:
         return Shown(

@@ -8,10 +8,11 @@ import sys
 import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from diagtool.cli.baseline import Chosen, baseline_options, chosen
 from diagtool.cli.duration import Duration
 from diagtool.cli.formats import FORMATS, FormatParam, Output, Shown, outputs, write_all
 from diagtool.cli.options import (
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from diagtool.capture.model import Capture
-    from diagtool.leaks.model import Report, Verdict
+    from diagtool.leaks.model import Report
     from diagtool.supervise.analyst import Look
     from diagtool.supervise.loop import Ended
     from diagtool.supervise.triggers import Trigger
@@ -62,9 +63,8 @@ def _triggers(context: click.Context, parameter: click.Parameter, values: tuple[
 @click.option(
     "--fail-on",
     type=click.Choice(["proven", "likely", "suspect", "never"]),
-    default="likely",
-    show_default=True,
-    help="Exit with 1 when there is a finding of this verdict or a worse one, and CMD ended with 0.",
+    help="Exit with 1 when there is a finding of this verdict or a worse one, and CMD ended with 0. "
+    "Default: likely.",
 )
 @click.option(
     "--format",
@@ -104,6 +104,7 @@ def _triggers(context: click.Context, parameter: click.Parameter, values: tuple[
     metavar="N",
     help="Report what has at least N stacks, instead of as many as each template says.",
 )
+@baseline_options
 @templates_option
 @all_option("Show idle stacks, too: worker pools, event loops, listeners.")
 @verbose_option
@@ -111,7 +112,7 @@ def _triggers(context: click.Context, parameter: click.Parameter, values: tuple[
 def command(
     command_line: tuple[str, ...],
     triggers: list[Trigger],
-    fail_on: Verdict | Literal["never"],
+    fail_on: str | None,
     formats: tuple[Output, ...],
     output: Path | None,
     keep: Path | None,
@@ -120,6 +121,10 @@ def command(
     timeout: float | None,
     grace: float,
     min_count: int | None,
+    baseline: Path | None,
+    no_baseline: bool,
+    root: Path | None,
+    maps: tuple[str, ...],
     templates: Path | None,
     everything: bool,
     verbose: bool,
@@ -166,9 +171,19 @@ def command(
     from diagtool.supervise.child import NotStarted, die_of
     from diagtool.supervise.loop import Plan, Supervisor
 
-    chosen = outputs(formats, output, ())
-    if templates is not None:
-        known_templates(templates)  # before the start, which a mistake in them must not cost
+    # What can be wrong with these is told before the start, which it must not cost.
+    written = outputs(formats, output, ())
+    rules = chosen(
+        baseline=baseline,
+        no_baseline=no_baseline,
+        root=root,
+        maps=maps,
+        fail_on=fail_on,
+        min_count=min_count,
+        templates=templates,
+    )
+    if rules.templates is not None:
+        known_templates(rules.templates)
     if timeout is None and any(t.kind == "hang" for t in triggers):
         triggers = [t for t in triggers if t.kind != "hang"]
     if keep is not None:
@@ -183,7 +198,7 @@ def command(
         return error.status
     status = os.waitstatus_to_exitcode(ended.status)
     try:
-        report = _told(ended, chosen, templates, min_count, verbose, everything)
+        report = _told(ended, written, rules, verbose, everything)
     except Exception:
         if status == 0 and not ended.timed_out:
             raise
@@ -195,19 +210,18 @@ def command(
         die_of(-status)
     if status:
         return status
-    return 1 if report is not None and fail_on != "never" and report.at_least(fail_on) else 0
+    return 0 if report is None else rules.status(report)
 
 
 def _told(
     ended: Ended,
-    chosen: list[Output],
-    templates: Path | None,
-    min_count: int | None,
+    written: list[Output],
+    rules: Chosen,
     verbose: bool,
     everything: bool,
 ) -> Report | None:
     """Judge and print; None where nothing was seen of which that could be said."""
-    if not ended.looks and not ended.orphans and not ended.timed_out and chosen == [Output("terminal")]:
+    if not ended.looks and not ended.orphans and not ended.timed_out and written == [Output("terminal")]:
         for note in ended.notes or [f"nothing to look at in {ended.seconds:.2f} s"]:
             click.echo(f"diagtool: {note}", err=True)
         return None
@@ -215,14 +229,24 @@ def _told(
     from diagtool.report.sources import Sources
     from diagtool.supervise.verdict import judge
 
-    report, snapshots = judge(ended, templates=known_templates(templates), min_count=min_count)
+    report, snapshots = judge(ended, templates=known_templates(rules.templates), min_count=rules.min_count)
+    report = rules.placed(rules.judged(report), written)
 
     def shown(where: Output) -> Shown:
         sources = Sources(report.target, None)
-        return Shown(report, snapshots, sources, width(where.file), verbose, everything)
+        return Shown(
+            report,
+            snapshots,
+            sources,
+            width(where.file),
+            verbose,
+            everything,
+            locations=rules.locations,
+            fail_on=rules.fail_on,
+        )
 
     with redirect_stdout(sys.stderr):
-        write_all(chosen, shown)
+        write_all(written, shown)
     return report
 
 
