@@ -441,6 +441,7 @@ _ALL = [
     _native("e07", "e07_gil_and_mutex.py", "E07", "leak leak2 leak3 leak4", 4, 3),
     _native("e07x", "e07_extension.py", "E07", "leak leak2", 1),
     Fixture("f03", "f03_child_not_drained.py", "F03", _modes("leak leak2"), _h(4), kind="thread", count=1),
+    _native("e09", "e09_openmp_team_gone.py", "E09", "leak", 2),
     _native("f01", "f01_fork_with_mutex.py", "F01", "leak", 1),
     _heap("e10", "e10_pools_oversubscribed.py", "E10", "leak leak2", 3, 18),
     _heap("e11", "e11_native_threads_grow.py", "E11", "", 2, 10, hard="leak"),

@@ -6,7 +6,7 @@ import pytest
 from made_stacks import World
 
 from diagtool.leaks import find_leaks
-from diagtool.leaks.callbacks import callback_of
+from diagtool.leaks.crossings import callback_of, team_of
 from diagtool.leaks.model import Finding
 from diagtool.snapshot.model import Frame, Thing
 
@@ -157,3 +157,39 @@ def test_a_callback_that_waits_for_a_lock_of_somebody_is_nothing() -> None:
     w = World()
     in_callback(w, owner_alive=True)
     assert judged(w) == []
+
+
+def in_team(w: World, *others: list[Frame]) -> None:
+    """A thread that waits in libgomp, which Python called; besides it ``others``."""
+    mine = [*native("/lib/libc.so.6", "/lib/libgomp.so.1", "/opt/libblas.so", "libffi.so.8"), PYTHON]
+    for number, frames in enumerate([mine, *others]):
+        merged = w.builder.trace(frames[::-1])
+        text = "app.py:work:3" if number == 0 else ""
+        w.threads(1, "futex", text, address=0x5000 + number * 0x100, merged=merged)
+
+
+def test_a_thread_whose_openmp_team_is_not_there_waits_for_ever() -> None:
+    w = World()
+    in_team(w)
+    (finding,) = judged(w)
+    assert (finding.template, finding.verdict) == ("openmp-team-gone", "likely")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        native("/opt/libblas.so", "/lib/libgomp.so.1", "/lib/libc.so.6"),  # at work
+        native("/lib/libgomp.so.1", "/lib/libc.so.6"),  # rests
+        [],  # nobody knows
+    ],
+)
+def test_a_thread_whose_openmp_team_may_be_there_is_nothing(other: list[Frame]) -> None:
+    w = World()
+    in_team(w, other)
+    assert judged(w) == []
+
+
+def test_threads_of_the_team_itself_wait_for_nobody() -> None:
+    assert team_of(native("/lib/libgomp.so.1", "/lib/libc.so.6")) is None
+    assert team_of([PYTHON]) is None
+    assert team_of(native("/opt/libblas.so", "/lib/libgomp.so.1", "/lib/libc.so.6")) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from diagtool.leaks.callbacks import TRAMPOLINES
+from diagtool.leaks.crossings import TRAMPOLINES
 from diagtool.leaks.model import is_internal, is_own
 from diagtool.snapshot.model import Frame, Snapshot, Thing
 from diagtool.snapshot.names import without_arguments

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diagtool.leaks.callbacks import callback_of
 from diagtool.leaks.circles import circle_of, in_words
 from diagtool.leaks.cluster import Clusters, things_of
 from diagtool.leaks.condition import Condition
+from diagtool.leaks.crossings import callback_of, merged_frames, team_of, team_threads
 from diagtool.leaks.model import is_own
 from diagtool.leaks.near import NearClusters
 from diagtool.leaks.owners import cycles, owners
@@ -139,9 +139,9 @@ class Facts:
         tid = int(s.address[row])
         if path == "served":
             return tid in self._serving or s.name[row] in self._serving
-        if path == "callback_of":
-            stack = self.snapshot.stack(row)
-            return callback_of(stack.merged or stack.frames)
+        if path in ("callback_of", "team_of"):
+            frames = merged_frames(self.snapshot, row)
+            return callback_of(frames) if path == "callback_of" else team_of(frames)
         if path == "main":
             return tid == self.snapshot.target.pid
         info = self._threads.get(row)
@@ -310,8 +310,10 @@ class Facts:
             return self.peers(rows)
         if path == "circle":
             return in_words(self.snapshot, self.circle(rows)) or None
-        if path == "callback_of":
+        if path in ("callback_of", "team_of"):
             return self._thread_fact(int(rows[0]), path)
+        if path == "team.threads":
+            return team_threads(self.snapshot, rows)
         if head == "workers":
             return self._worker_fact(rows, rest)
         if path == "process.executors":
