@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from made_snapshots import LEAF, RUN, container, finding, report, starved
 
-from diagtool.leaks.model import Cluster, Ignored, Report
+from diagtool.leaks.model import Cluster, Ignored, Report, SourceLine
 from diagtool.leaks.template import builtin
 from diagtool.report.html import page
 from diagtool.report.html.flame import DEPTH, flame
@@ -130,6 +130,15 @@ def test_no_name_becomes_markup(name: str) -> None:
     assert parsed.scripts[1:] == plain.scripts[1:]
     assert name.split("\u2028")[0].replace("\ud800", "\\ud800") in parsed.data["findings"][0]["title"]
     assert not set(text) & set("\u2028\u202e\x1b")
+
+
+def test_lines_of_the_source_are_shown_with_what_they_say() -> None:
+    lines = (SourceLine("/srv/app/worker.py", 41, "asyncio.create_task(go())", "dropped", "nobody keeps it"),)
+
+    data = _Parsed(page(report(source=lines), [starved()])).data
+
+    shown = [["worker.py:41", "asyncio.create_task(go())", "nobody keeps it"]]
+    assert data["findings"][0]["source"] == shown
 
 
 def test_the_baseline_is_told_never_hidden() -> None:

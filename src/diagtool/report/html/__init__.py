@@ -19,11 +19,11 @@ __all__ = ["page"]
 
 
 def page(report: Report, snapshots: Sequence[Snapshot], sources: Sources | None = None) -> str:
-    """The whole file, at most ``data.MOST_BYTES``. ``snapshots``: what was judged, oldest first.
+    """The whole file, at most ``limits.MOST_BYTES``. ``snapshots``: what was judged, oldest first.
 
     ``sources`` gives the lines beside the frames of findings.
     """
-    from diagtool.report.html.data import document
     from diagtool.report.html.assemble import assembled, head
+    from diagtool.report.html.data import document
 
     return assembled(lambda room: document(report, snapshots, sources, room), head(report))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from diagtool.leaks.model import NO_STACKS, Finding, is_own
+from diagtool.leaks.model import NO_STACKS, Finding, SourceLine, is_own
 from diagtool.report.html.frames import Frames, short_name
 from diagtool.report.terminal import doing, place, thing
 from diagtool.report.text import count, duration, size
+from diagtool.snapshot.model import Frame
 
 __all__ = ["findings"]
 
@@ -34,6 +35,7 @@ def _finding(f: Finding, frames: Frames) -> dict[str, Any]:
         "title": f.title,
         "does": doing(f.state, f.wait) if f.kind not in NO_STACKS else "",
         "frames": frames.ids(f.frames, with_source=True),
+        "source": [[_source_place(line), line.text, line.says] for line in f.source[:_MOST_TEXTS]],
         "facts": [[label, texts] for label, texts in _facts(f) if texts],
         "trend": [] if f.trend is None else list(f.trend.counts),
         "cause": f.cause,
@@ -56,6 +58,10 @@ def _facts(f: Finding) -> Iterator[tuple[str, list[str]]]:
     names = [name for name in f.examples if name]
     if names:
         yield "named", [", ".join(names) + (" …" if f.count > len(names) else "")]
+
+
+def _source_place(line: SourceLine) -> str:
+    return place(Frame("", line.file, line.line))
 
 
 def _times(f: Finding) -> Iterator[str]:

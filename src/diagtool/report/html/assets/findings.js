@@ -43,6 +43,13 @@ function factList(facts) {
     el('dt', {}, label), texts.map((text) => el('dd', {}, text)))));
 }
 
+// Lines of the program's source that explain the finding, each with what it says.
+function sourceLines(lines) {
+  if (!lines.length) return null;
+  return [el('h4', {}, 'In the source'), el('ol', { class: 'frames lines-of-source' }, lines.map(([place, text, says]) =>
+    el('li', { class: 'own' }, el('span', { class: 'place' }, place), el('code', { class: 'source' }, text), el('span', { class: 'says' }, says))))];
+}
+
 function findingCard(finding, data) {
   const id = 'finding-' + finding.id;
   const runbook = finding.template ? data.runbooks[finding.template] : null;
@@ -56,6 +63,7 @@ function findingCard(finding, data) {
       finding.template ? el('p', { class: 'template' }, el('code', {}, finding.template)) : null),
     stackOf(finding, data.frames),
     factList(finding.facts),
+    sourceLines(finding.source),
     finding.cause ? [el('h4', {}, 'Cause'), el('p', {}, finding.cause)] : null,
     finding.fix ? el('div', { class: 'fix' }, el('h4', {}, 'Fix'), el('p', {}, finding.fix)) : null,
     runbook && runbook.length ? el('details', { class: 'runbook' },
