@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from diagtool.cli.options import color_option, known_templates, templates_option
+from diagtool.cli.options import (
+    color_option,
+    core_options,
+    heap_option,
+    known_templates,
+    source_option,
+    target_argument,
+    templates_option,
+)
 
 if TYPE_CHECKING:
     from diagtool.leaks.template import Template
@@ -28,6 +36,7 @@ def command() -> None:
         diagtool templates list
         diagtool templates show asyncio-queue-get-starved
         diagtool templates check ./templates
+        diagtool templates try basket.toml 4242
     """
 
 
@@ -117,6 +126,77 @@ def check_templates(folder: Path | None) -> int:
     lines.append([(f"{count(len(found), 'template')}, {count(len(problems), 'problem')}", "count")])
     print_lines(lines, None)
     return 1 if problems else 0
+
+
+@command.command("try", short_help="Say why a template matches a target, or why not.")
+@click.argument("file", metavar="FILE", type=click.Path(exists=True, path_type=Path))
+@target_argument("targets", metavar="TARGET...", nargs=-1, required=True)
+@click.option("--template", "only", metavar="ID", help="Try this one of FILE only.")
+@click.option(
+    "-n",
+    "--nearest",
+    type=click.IntRange(1, 50),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Show the N clusters or rows that come nearest to each template.",
+)
+@heap_option
+@core_options
+@source_option
+@color_option
+def try_templates(
+    file: Path,
+    targets: tuple[str, ...],
+    only: str | None,
+    nearest: int,
+    heap: bool | None,
+    exe: str | None,
+    sysroot: str | None,
+    sources: tuple[str, ...],
+) -> int:
+    """Say why a template in FILE matches TARGET, or why not: condition by condition.
+
+    TARGET is a process id, a core file or a FILE.diag, as for `diagtool leaks`; several snapshots of one
+    process are needed where a template asks for growth. Of what comes nearest to the template each condition
+    is shown with what was found. Then what the whole report says, because a stack is told once: another
+    template may be surer, or have the higher priority.
+
+    \b
+    Examples:
+        diagtool templates try basket.toml 4242
+        diagtool templates try basket.toml before.diag after.diag
+
+    \b
+    Exit status:
+        0   a template of FILE matches
+        1   none does
+        2   wrong usage, or FILE has mistakes
+        3   the target could not be read
+    """
+    from diagtool.cli.output import print_lines, width
+    from diagtool.cli.target import looks_at_heap, resolve
+    from diagtool.leaks import find_leaks
+    from diagtool.leaks.series import SeriesError
+    from diagtool.leaks.template import read_directory
+    from diagtool.leaks.trial import Trial, candidates
+    from diagtool.report.trial import lines
+
+    known = known_templates(file)
+    tried = [t for t in read_directory(file)[0] if only in (None, t.id)]
+    if not tried:
+        raise click.BadParameter(f"there is no template {only} in {file}.", param_hint="--template")
+    resolved = [
+        resolve(t, exe=exe, sysroot=sysroot, sources=sources, heap=looks_at_heap(t, heap)) for t in targets
+    ]
+    snapshots = [r.snapshot for r in resolved]
+    try:
+        report = find_leaks(snapshots, templates=known, sources=resolved[-1].sources)
+        trials = [Trial(t, candidates(t, snapshots, known, nearest), report) for t in tried]
+    except SeriesError as error:
+        raise click.UsageError(f"{error}. {error.hint}") from error
+    print_lines(lines(trials, width(None)), None)
+    return 0 if any(trial.matches for trial in trials) else 1
 
 
 def _shown(template: Template) -> Iterator[Line]:

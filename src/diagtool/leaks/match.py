@@ -92,7 +92,7 @@ class Matcher:
         rows = self.rows(template.match)
         taken = np.zeros(len(idle), np.bool_)
         for rule in template.rules:
-            for group in self._groups(template, rows[~taken[rows]]):
+            for group in self.split_groups(template, rows[~taken[rows]]):
                 match = self._holds(template, rule, group if rule.over_idle else group[~idle[group]])
                 if match is not None:
                     taken[match.rows] = True
@@ -111,16 +111,16 @@ class Matcher:
             return None
         if rule.group and not all_hold(rule.group, self.facts.group(rows)):
             return None
-        if not all(len(self._related(p, rows)) for p in rule.present):
+        if not all(len(self.related(p, rows)) for p in rule.present):
             return None
         if rule.absent and self.facts.incomplete:
             return None
-        if any(len(self._related(p, rows)) for p in rule.absent):
+        if any(len(self.related(p, rows)) for p in rule.absent):
             return None
-        explained = [self._related(p, rows) for p in rule.explains]
+        explained = [self.related(p, rows) for p in rule.explains]
         return Match(template, rule, rows, np.concatenate(explained) if explained else rows[:0])
 
-    def _related(self, pattern: StackPattern, rows: Rows) -> Rows:
+    def related(self, pattern: StackPattern, rows: Rows) -> Rows:
         """Stacks besides ``rows`` that match ``pattern``, in its relation to them."""
         s = self.facts.snapshot.stacks
         others = np.setdiff1d(self.rows(pattern), rows, assume_unique=True)
@@ -135,7 +135,7 @@ class Matcher:
             )
         return others
 
-    def _groups(self, template: Template, rows: Rows) -> list[Rows]:
+    def split_groups(self, template: Template, rows: Rows) -> list[Rows]:
         """``rows`` split into what would be one finding each, largest first."""
         if not len(rows) or template.group == "all":
             return [rows]

@@ -22,7 +22,7 @@ _MOST_GROUPS = 10_000
 
 
 @dataclass(slots=True)
-class _Group:
+class RowGroup:
     """Rows of one finding-to-be, and their count in every snapshot, oldest first."""
 
     key: Any
@@ -42,7 +42,7 @@ def judge_table(
 ) -> Iterator[Finding]:
     """Findings of a table template; ``facts`` are of all snapshots, oldest first."""
     assert isinstance(template.match, TablePattern)
-    for group in _groups(template.match, facts):
+    for group in row_groups(template.match, facts):
         for rule in template.rules:
             finding = _judge(template, rule, group, facts, course, min_count)
             if finding is not None:
@@ -50,8 +50,9 @@ def judge_table(
                 break
 
 
-def _groups(pattern: TablePattern, facts: Sequence[Facts]) -> Iterable[_Group]:
-    by_key: dict[Any, _Group] = {}
+def row_groups(pattern: TablePattern, facts: Sequence[Facts]) -> Iterable[RowGroup]:
+    """The rows that ``pattern`` picks, by group."""
+    by_key: dict[Any, RowGroup] = {}
     for at, one in enumerate(facts):
         for row in one.table(pattern.table):
             if not isinstance(row, dict) or not all_hold(pattern.where, row.get):
@@ -62,9 +63,9 @@ def _groups(pattern: TablePattern, facts: Sequence[Facts]) -> Iterable[_Group]:
             if key not in by_key:
                 if len(by_key) >= _MOST_GROUPS:
                     continue
-                by_key[key] = _Group(key, [], [0] * len(facts))
+                by_key[key] = RowGroup(key, [], [0] * len(facts))
             group = by_key[key]
-            group.counts[at] += _count(pattern, row)
+            group.counts[at] += row_count(pattern, row)
             if pattern.identity:
                 identity = tuple(str(row.get(column)) for column in pattern.identity)
                 for wanted, known in ((0, group.first), (len(facts) - 1, group.last)):
@@ -75,7 +76,8 @@ def _groups(pattern: TablePattern, facts: Sequence[Facts]) -> Iterable[_Group]:
     return [g for g in by_key.values() if g.rows]
 
 
-def _count(pattern: TablePattern, row: Row) -> int:
+def row_count(pattern: TablePattern, row: Row) -> int:
+    """How much a row counts."""
     if not pattern.count or pattern.count not in row:
         return 1
     value = row.get(pattern.count)
@@ -85,19 +87,19 @@ def _count(pattern: TablePattern, row: Row) -> int:
 def _judge(
     template: Template,
     rule: Rule,
-    group: _Group,
+    group: RowGroup,
     facts: Sequence[Facts],
     course: Course | None,
     min_count: int | None,
 ) -> Finding | None:
     assert isinstance(template.match, TablePattern)
     rows = [r for r in group.rows if all_hold(rule.stack, r.get)]
-    count = sum(_count(template.match, r) for r in rows)
+    count = sum(row_count(template.match, r) for r in rows)
     if not rows or count < (rule.min_count if min_count is None else min_count):
         return None
     if course is not None and min(group.counts) == 0 and template.match.table not in facts[-1].derived:
         return None  # of a series only what was there all along, or grew
-    resolve = _resolver(group, rows, count, course, facts[-1].snapshot)
+    resolve = row_resolver(group, rows, count, course, facts[-1].snapshot)
     if rule.series and (course is None or not all_hold(rule.series, resolve)):
         return None
     if not all_hold(rule.group, resolve):
@@ -107,7 +109,7 @@ def _judge(
     if course is not None and resolve("grew"):
         evidence.append("their number grew: " + ", ".join(f"{c:,}" for c in group.counts))
     first = rows[0]
-    created, said = recorded_at(first, _count(template.match, first))
+    created, said = recorded_at(first, row_count(template.match, first))
     if said is not None:
         evidence.append(said)
     address = first.get("address")
@@ -139,9 +141,10 @@ def _judge(
     )
 
 
-def _resolver(
-    group: _Group, rows: list[Row], count: int, course: Course | None, snapshot: Snapshot
+def row_resolver(
+    group: RowGroup, rows: list[Row], count: int, course: Course | None, snapshot: Snapshot
 ) -> Resolve:
+    """Resolves facts of a group, of its course, and columns of its first row."""
     growth = group.counts[-1] - group.counts[0]
     steady = group.counts == sorted(group.counts)
     own: Row = {
