@@ -315,7 +315,9 @@ def _prepare(
     layout = plan.choose(order, residency, pointers, capacity, asked, skipped)
     stacks = min(threads * plan.STACK_COPY, _STACK_ROOM)
     size = min(capacity, layout.size + layout.size // 4 + stacks + _SLACK)
-    buffer = _buffer(size)
+    # All of the threads' stacks is in the layout, and of each only a part is copied. So it takes a process
+    # that grows to get beyond this, and then the kernel finds the room in the stop.
+    buffer = _buffer(size, min(size, layout.size + layout.size // 16 + plan.MAIN_STACK_COPY))
     _rehearse(reader, layout, buffer)
     prepared.buffer, prepared.asked, prepared.skipped = buffer, asked, skipped
     return prepared
@@ -332,17 +334,19 @@ def _rehearse(reader: MemoryReader, layout: plan.Layout, buffer: Bytes) -> None:
             reader.read(vectors, int(buffer.ctypes.data) + offset)
 
 
-def _buffer(size: int) -> Bytes:
-    """Anonymous memory that is really there, on huge pages where possible, so that no copy to it faults."""
+def _buffer(size: int, there: int) -> Bytes:
+    """Anonymous memory, on huge pages where possible, the first ``there`` bytes of which are really there, so
+    that no copy to them faults."""
     size = (max(size, PAGE) + _HUGE_PAGE - 1) & -_HUGE_PAGE
+    there = (max(there, PAGE) + _HUGE_PAGE - 1) & -_HUGE_PAGE
     area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # no huge pages on this kernel
         area.madvise(mmap.MADV_HUGEPAGE)
     data: Bytes = np.frombuffer(area, dtype=np.uint8)
     try:
-        area.madvise(_MADV_POPULATE_WRITE)
+        area.madvise(_MADV_POPULATE_WRITE, 0, there)
     except OSError:
-        data[::PAGE] = 0
+        data[:there:PAGE] = 0
     return data
 
 

@@ -223,7 +223,8 @@ def chunked(layout: Layout, chunk: int = CHUNK) -> Chunks:
     if not layout.size:
         return Chunks(np.zeros((0, 2), dtype=np.uint64), [0], [])
     # Cut points: every start of a range, and every multiple of ``chunk`` in the buffer.
-    cuts = np.union1d(layout.offsets, np.arange(0, layout.size, chunk, dtype=np.uint64))
+    cuts = np.sort(np.concatenate([layout.offsets, np.arange(0, layout.size, chunk, dtype=np.uint64)]))
+    cuts = cuts[np.append(True, cuts[1:] != cuts[:-1])]
     lengths = np.diff(np.append(cuts, np.uint64(layout.size)))
     owner = np.searchsorted(layout.offsets, cuts, side="right") - 1
     address = layout.ranges[owner, 0] + cuts - layout.offsets[owner]
