@@ -96,7 +96,7 @@ def block(what: str, argument: str, sample: Sample | None) -> str:
     if sample is None:
         raise ValueError(f"{what} needs the demo service")
     if what in ("run", "memory", "native"):
-        words = [sample.pid if word == "PID" else word for word in argument.split()]
+        words = [sample.real(word) for word in argument.split()]
         text = f"$ diagtool {argument.replace('PID', SHOWN_PID)}\n{run(words, sample.folder)}"
         return fenced(sample.shown(text))
     if what == "sql":
@@ -106,7 +106,8 @@ def block(what: str, argument: str, sample: Sample | None) -> str:
 
 def fenced(text: str, language: str = "text") -> str:
     lines = [line.rstrip() for line in text.rstrip().splitlines()]
-    return "\n".join([f"```{language}", *lines, "```"])
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("^`{3,}", text, re.MULTILINE))])
+    return "\n".join([f"{fence}{language}", *lines, fence])
 
 
 def run(words: list[str], folder: str | None = None) -> str:
@@ -129,7 +130,12 @@ class Sample:
         """``text`` without what only this machine has."""
         text = re.sub(rf"\b{self.pid}\b", SHOWN_PID, text).replace(str(ROOT), SHOWN_ROOT)
         python = Path(sys.executable).resolve()
+        text = text.replace(f"{sys.base_prefix}/lib/", "/usr/lib/")
         return text.replace(str(python), f"/usr/bin/{python.name}").replace(os.uname().release, "6.12.0")
+
+    def real(self, word: str) -> str:
+        """A word of a command as it has to be on this machine."""
+        return self.pid if word == "PID" else word.replace(SHOWN_ROOT, str(ROOT))
 
     def ask(self, query: str) -> str:
         with sqlite3.connect(Path(self.folder, "service.diag")) as db:

@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 
 from diagtool.leaks.baseline import apply
 from diagtool.leaks.baseline_toml import read_text
-from diagtool.leaks.model import Report, WaitingOn
+from diagtool.leaks.model import Report, SourceLine, WaitingOn
 from diagtool.report.github import github
 from diagtool.report.gitlab import gitlab
 from diagtool.report.junit import junit
@@ -70,6 +70,7 @@ def hostile(name: str) -> Report:
         "fix": name,
         "runbook": name,
         "examples": (name,),
+        "source": (SourceLine(f"/srv/{name}", 3, name, name, name), SourceLine(name, 0, name, name, name)),
     }
     made = report(2, **changes)
     target = Target("live", 1, name, name, name, [name, f"{name}.py"])
@@ -112,6 +113,14 @@ class TestSarif:
         }
         assert "suppressions" not in result
         assert "/srv" not in json.dumps(run["originalUriBaseIds"])
+
+    def test_lines_that_explain_it_are_related_places(self) -> None:
+        line = SourceLine("/srv/app/main.py", 7, "spawn(x)", "task-dropped", "the tasks are started here")
+        away = SourceLine("/opt/x.py", 7, "", "", "")
+        related = checked(report(source=(line, away)))["results"][0]["relatedLocations"]
+        assert [r["message"]["text"] for r in related] == ["called from fetch_all", line.says]
+        assert related[1]["physicalLocation"]["artifactLocation"]["uri"] == "app/main.py"
+        assert "%0Asee app/main.py:7: the tasks are started here%0A" in github(report(source=(line,)), HERE)
 
     def test_the_level_is_that_of_the_verdict(self) -> None:
         for verdict, level in (("proven", "error"), ("likely", "warning"), ("suspect", "note")):

@@ -68,6 +68,9 @@ def _message(finding: Finding, locations: Locations) -> str:
     lines += [f"because {clean(reason, 500)}" for reason in finding.evidence[:3]]
     own = list(locations.all(finding.frames))[1:_MAX_FRAMES]
     lines += [f"from {clean(p.path)}:{p.line} in {short(p.frame.function)}" for p in own]
+    for line in finding.source[:3]:
+        path = locations.path(line.file) or line.file
+        lines.append(f"see {clean(path)}:{line.line}: {clean(line.says, 300)}")
     if finding.fix:
         lines.append(f"fix: {clean(finding.fix, 1000)}")
     if finding.runbook:

@@ -196,22 +196,21 @@ def _stack(frames: Sequence[Frame], text: str, locations: Locations) -> dict[str
 
 
 def _related(finding: Finding, locations: Locations) -> Iterable[dict[str, Any]]:
-    """The user's own other frames, then where it was created; each place once."""
+    """The user's own other frames, where it was created, what the source shows; each place once."""
     main = locations.main(finding)
     seen = {(main.path, main.line)} if main is not None else set()
-    number = 0
+    places: list[tuple[str | None, int | None, str]] = []
     for frames, said in ((finding.frames, "called from"), (finding.created_by or (), "created in")):
-        for frame in frames:
-            at = locations.of(frame) if is_own(frame) else None
-            if at is None or (at.path, at.line) in seen or number == MAX_RELATED:
-                continue
-            seen.add((at.path, at.line))
-            number += 1
-            yield {
-                "id": number,
-                "physicalLocation": _physical(at.path, at.line),
-                "message": {"text": f"{said} {short(frame.function)}"},
-            }
+        own = [frame for frame in frames if is_own(frame)]
+        places += [(locations.path(f.file), f.line, f"{said} {short(f.function)}") for f in own]
+    places += [(locations.path(s.file), s.line, clean(s.says, 300)) for s in finding.source]
+    number = 0
+    for path, line, text in places:
+        if path is None or (path, line) in seen or number == MAX_RELATED:
+            continue
+        seen.add((path, line))
+        number += 1
+        yield {"id": number, "physicalLocation": _physical(path, line), "message": {"text": text}}
 
 
 def _location(frame: Frame, locations: Locations) -> dict[str, Any]:
