@@ -129,3 +129,11 @@ def test_rows_are_chosen_by_kind_protocol_and_owner() -> None:
     assert [r["fd"] for r in handles.chosen(found, "tcp", False)] == [7]
     assert [r["fd"] for r in handles.chosen(found, None, True)] == [9]
     assert handles.kinds(found) == ["pipe", "socket"]
+
+
+def test_nothing_in_a_process_without_python_could_own_a_descriptor() -> None:
+    snap = snapshot(PIPE, owners=False)
+    snap.target.runtime = "native"
+    lines = shown(snap)
+    assert lines[0].split() == ["fd", "kind", "what"]
+    assert not any("owns" in line for line in lines)

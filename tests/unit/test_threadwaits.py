@@ -172,6 +172,8 @@ def read(address: int, size: int) -> bytes | None:
 
 def test_the_fds_of_poll_and_select_are_read_from_memory() -> None:
     assert fds_of("poll", (0x1000, 3, 0, 0), read) == [5, 9]
+    assert fds_of("io_uring_enter", (3, 0, 1, 1, 0, 0), read) == [3]
+    assert fds_of("io_uring_enter", (0, 0, 1, 17, 0, 0), read) == []  # a registered ring: an index
     assert fds_of("select", (64, 0x2000, 0x3000, 0, 0), read) == [2, 3, 60]
     assert fds_of("recv", (7, 0), read) == [7]
     assert fds_of("read", (0xFFFFFFFF, 0), read) == []

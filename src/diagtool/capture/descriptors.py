@@ -20,7 +20,7 @@ __all__ = ["MAX_DESCRIPTORS", "Descriptor", "read_descriptors", "read_links", "t
 
 MAX_DESCRIPTORS = 100_000  # descriptors that are looked at
 
-_WATCHED = 64  # descriptors of one epoll that are named
+_WATCHED = 12  # descriptors of one epoll that are named
 _SOCKET = re.compile(r"socket:\[(\d{1,18})\]$")
 _PIDFD = re.compile(r"(anon_inode:\[pidfd\]|pidfd:\[\d+\])$")
 _EPOLL = "anon_inode:[eventpoll]"
@@ -93,5 +93,6 @@ def _details(fdinfo: bytes) -> str:
             return f" {words[1].decode('ascii', 'replace')}"
     if not watched:
         return ""
-    more = f" … {len(watched) - _WATCHED} more" if len(watched) > _WATCHED else ""
+    more = f" … {len(watched) - _WATCHED:,} more" if len(watched) > _WATCHED else ""
+    watched.sort(key=lambda fd: (len(fd), fd))  # numbers
     return " watches " + " ".join(watched[:_WATCHED]) + more

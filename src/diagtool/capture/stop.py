@@ -6,8 +6,8 @@ stopped (in uninterruptible sleep, or in vfork) can only be let go that way.
 
 What the target can notice: system calls that were interrupted are restarted by the kernel, with what is left
 of their time. The exceptions are those of signal(7), "Interruption of system calls and library functions by
-stop signals": epoll_wait, semop, sigtimedwait, io_getevents and sockets with SO_RCVTIMEO return EINTR, as
-they do under any debugger and after Ctrl-Z.
+stop signals": epoll_wait, semop, sigtimedwait, io_getevents, io_uring_enter and sockets with SO_RCVTIMEO
+return EINTR, as they do under any debugger and after Ctrl-Z.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ Table ``fds``, a row a descriptor; what is not known or does not apply is left o
 - ``settled``: it was open before the stop and after it;
 - ``owner``, ``owner_address``, ``owner_text``, ``also``: the object that owns it, as the tables of a runtime
   know (``fd_owners``); ``owned``: whether one does, left out where nobody looked or it may have come later;
-  ``number``: whether any number that the runtime keeps has its value (``fd_numbers``).
+  ``number``: whether any number that the runtime keeps has its value (``fd_numbers``); ``twin``: of a socket
+  that nobody owns or keeps by this number, another one by which an object does.
 
 Table ``fd_limits``, one row: ``open``, ``count`` (the same), ``highest``, ``soft``, ``hard``, ``share`` (of
 soft), ``most`` (the largest group, in words), ``known`` (false: a core has no table of open files).
@@ -80,6 +81,7 @@ def add(capture: Capture, snapshot: Snapshot) -> None:
     _accepted(rows)
     _own(rows, tables.get("fd_owners"))
     _numbers(rows, tables.get("fd_numbers", ()))
+    _twins(rows)
     name_groups(rows)
     tables["fds"] = [{k: v for k, v in row.items() if v is not None} for row in rows]
     tables["fd_limits"] = [_limits(capture.process.pid, rows)]
@@ -176,7 +178,7 @@ def _tell_epoll(row: Row, file: OpenFile) -> None:
 
 def _tell_inotify(row: Row, file: OpenFile) -> None:
     row["watches"] = file.watches
-    row["detail"] = f"{file.watches:,} watches"
+    row["detail"] = f"{file.watches:,} watch{'' if file.watches == 1 else 'es'}"
 
 
 def _tell_timerfd(row: Row, file: OpenFile) -> None:
@@ -338,6 +340,14 @@ def _numbers(rows: list[Row], told: Iterable[Row]) -> None:
         for row in rows:
             if row["fd"] >= known["least"] and row["settled"]:
                 row["number"] = row["fd"] in values
+
+
+def _twins(rows: list[Row]) -> None:
+    """Sockets that are open twice, by one number that an object owns and one that nobody does."""
+    owned = {r["inode"]: r["fd"] for r in rows if r["kind"] == "socket" and r.get("owned")}
+    for row in rows:
+        if row["kind"] == "socket" and row.get("owned") is False and not row.get("number"):
+            row["twin"] = owned.get(row["inode"])
 
 
 def _fits(wanted: str | None, kind: str) -> bool:

@@ -58,7 +58,8 @@ def lines(snapshot: Snapshot, view: View) -> Iterator[Line]:
     odd = sum(any(_odd(row, view)) for row in libraries)
     said = count(len(libraries), "mapped file") + " with code" + (f", {odd:,} to look at" if odd else "")
     native = sum(not t["python"] for t in threads)
-    said += f", {count(native, 'thread')} that no interpreter knows"
+    said += f", {count(native, 'thread')}"
+    said += " that no interpreter knows" if snapshot.target.runtime != "native" else ""
     yield from closing(said, snapshot.target, snapshot.pause_ms, view)
 
 

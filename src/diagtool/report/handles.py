@@ -60,6 +60,7 @@ _FLAGS = ("settled", "append", "deleted", "accepted", "alive", "owned", "number"
 _LISTS: dict[str, type] = {"ends": int, "dead_fds": int, "peers": str, "also": str}
 _QUIET = 60  # seconds that a connection is silent before that is told
 _OWNER = 26  # columns
+_NATIVE = "native"  # the runtime of what has none: nothing in it could own a descriptor
 
 
 def is_told(snapshot: Snapshot) -> bool:
@@ -135,13 +136,14 @@ def lines(snapshot: Snapshot, found: Sequence[Row], view: View) -> Iterator[Line
     """The table, what could not be read, the sums."""
     groups = _alike(found, 1 if view.idle else ALIKE)
     cells_of = [(_numbers(g), g[0]["kind"], _what(g, view.verbose), _owner(g[0])) for g in groups]
-    table = [("fd", "kind", "what", "owner"), *cells_of]
+    told = "fd_owners" in snapshot.tables or any(owner for *_, owner in cells_of)
+    table = [("fd", "kind", "what", "owner" if told else ""), *cells_of]
     first, second = (max(cells(line[i]) for line in table) for i in range(2))
     owners = min(max(cells(line[3]) for line in table), _OWNER)
-    room = max(view.width - first - second - owners - 6, 24)
+    room = max(view.width - first - second - (owners + 2 if told else 0) - 4, 24)
     for at, (number, kind, what, owner) in enumerate(table if groups else ()):
         text = f"{number:>{first}}  {pad(kind, second)}  {pad(cut(what, room), room)}  {cut(owner, owners)}"
-        yield [(text, "" if at else "label")]
+        yield [(text.rstrip(), "" if at else "label")]
         if at and view.verbose:
             whole = what if cells(what) > room else ""
             yield from _more(groups[at - 1], whole, " " * (first + 2), view)
@@ -250,7 +252,7 @@ def _more(group: Sequence[Row], whole: str, indent: str, view: View) -> Iterator
 def _unknown(snapshot: Snapshot) -> Iterator[str]:
     if not limits(snapshot)["known"]:
         yield "a core has no table of open files: only those are shown that an object on the heap owns"
-    elif "fd_owners" not in snapshot.tables:
+    elif "fd_owners" not in snapshot.tables and snapshot.target.runtime != _NATIVE:
         yield "who owns them was not looked for: that takes the heap"
 
 

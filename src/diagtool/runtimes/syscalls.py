@@ -92,6 +92,7 @@ _FUTEX_CMD = 0x7F
 _FUTEX_WAIT, _FUTEX_WAIT_BITSET = 0, 9
 _FUTEX_WAITS = {_FUTEX_WAIT, 6, _FUTEX_WAIT_BITSET, 11, 13}  # LOCK_PI, WAIT_REQUEUE_PI, LOCK_PI2
 _FUTEX_CLOCK_REALTIME = 256
+_REGISTERED_RING = 16  # flag of io_uring_enter: its first argument is an index of a table, no descriptor
 _F_SETLKW, _F_OFD_SETLKW = 7, 38  # linux/fcntl.h
 _TIMER_ABSTIME = 1
 _CLOCK_MONOTONIC = 1
@@ -154,9 +155,22 @@ def fds_of(
     """
     if not args:
         return []
-    if call in ("read", "write", "recv", "send", "accept", "connect", "epoll", "flock", "fsync", "ioctl"):
+    if call in (
+        "read",
+        "write",
+        "recv",
+        "send",
+        "accept",
+        "connect",
+        "epoll",
+        "flock",
+        "fsync",
+        "ioctl",
+        "io_uring_enter",
+    ):
         fd = args[0] & 0xFFFFFFFF
-        return [fd] if fd < 1 << 30 else []
+        registered = call == "io_uring_enter" and len(args) > 3 and args[3] & _REGISTERED_RING
+        return [fd] if fd < 1 << 30 and not registered else []
     if read is None or len(args) < 4:
         return []
     if call in ("poll", "ppoll"):

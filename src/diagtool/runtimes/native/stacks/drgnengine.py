@@ -42,6 +42,7 @@ _LOOKED_AT = 256 << 10  # bytes of each stack in which is looked for the modules
 _MAX_FILES = 4096  # descriptors that we may have open
 #: Without one of these variables no server is asked.
 _DEBUGINFOD = "DEBUGINFOD_URLS"
+_DISABLE_PLUGINS = "DRGN_DISABLE_PLUGINS"
 
 
 def unwind(capture: Capture, debug_directories: Sequence[str] = ()) -> NativeStacks:
@@ -50,17 +51,16 @@ def unwind(capture: Capture, debug_directories: Sequence[str] = ()) -> NativeSta
     ``debug_directories``: where separate debug files are looked for, besides /usr/lib/debug. Raises
     ImportError where drgn is not installed.
     """
-    # Plugins are commands and helpers for people at its prompt: half of the time that loading it takes.
-    os.environ.setdefault("DRGN_DISABLE_PLUGINS", "*")
-    import drgn
-
+    with _without_plugins():
+        import drgn
     logging.getLogger("drgn").setLevel(logging.CRITICAL)  # what is missing shows in the frames
     stacks = NativeStacks()
     threads = [t for t in capture.threads if t.registers]
     if not threads:
         return stacks
     with _more_files():
-        unwinder = _Unwinder(drgn.Program(), capture, threads, debug_directories)
+        with _without_plugins():  # they are loaded when the first program is given something to look at
+            unwinder = _Unwinder(drgn.Program(), capture, threads, debug_directories)
         stacks.warnings += unwinder.warnings
         frames: dict[int, Sequence[NativeFrame]] = {}
         waiting = Waiting(capture.memory, threads)
@@ -84,6 +84,20 @@ def unwind(capture: Capture, debug_directories: Sequence[str] = ()) -> NativeSta
                     frames[threads[other].tid] = unwound.at(threads[other].registers["rsp"])
         stacks.frames = {t.tid: frames[t.tid] for t in threads if t.tid in frames}
     return stacks
+
+
+# Plugins are commands and helpers for people at drgn's prompt: half of the time that loading it takes. The
+# environment is not ours alone.
+@contextmanager
+def _without_plugins() -> Iterator[None]:
+    if _DISABLE_PLUGINS in os.environ:
+        yield
+        return
+    os.environ[_DISABLE_PLUGINS] = "*"
+    try:
+        yield
+    finally:
+        os.environ.pop(_DISABLE_PLUGINS, None)
 
 
 @contextmanager
