@@ -446,6 +446,7 @@ _ALL = [
     _heap("e10", "e10_pools_oversubscribed.py", "E10", "leak leak2", 3, 18),
     _heap("e11", "e11_native_threads_grow.py", "E11", "", 2, 10, hard="leak"),
     _heap("g01", "g01_descriptors_lost.py", "G01", "leak leak2 leak3", 7, 300),
+    _heap("g02", "g02_sockets_open_twice.py", "G02", "leak", 3, 150),
     _heap("g03", "g03_descriptor_limit.py", "G03", "leak", 2, 250),
     _heap("g04", "g04_close_wait.py", "G04", "leak leak2", 3, 150),
     _heap("g05", "g05_deleted_files.py", "G05", "leak leak2 leak3", 3, 250),

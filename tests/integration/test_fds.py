@@ -151,7 +151,7 @@ def test_a_core_tells_the_same_owners(running: Running, tmp_path: Path) -> None:
 
 # --- leaks -------------------------------------------------------------------------------------------------
 
-JUDGED = [FIXTURES[name] for name in ("g01", "g03", "g04", "g05", "g06")]
+JUDGED = [FIXTURES[name] for name in ("g01", "g02", "g03", "g04", "g05", "g06")]
 CATALOGUE = {t.id: t.catalogue for t in builtin()}
 MODES = [(f, mode) for f in JUDGED for mode in f.modes]
 
@@ -166,8 +166,8 @@ def test_leaks_of_descriptors_are_found_and_healthy_twins_are_not(
     interpreter: Interpreter, fixture: Fixture, mode: str
 ) -> None:
     def look() -> Snapshot:
-        # Of these only G01 asks who owns them.
-        return diagtool.snapshot(program.pid, **{**OWNERS, "heap": fixture.name == "g01"})
+        # Of these only G01 and G02 ask who owns them.
+        return diagtool.snapshot(program.pid, **{**OWNERS, "heap": fixture.name in ("g01", "g02")})
 
     with launch(fixture, mode, interpreter) as program:
         series = [look()]

@@ -77,6 +77,7 @@ def told(snapshots: list[Snapshot]) -> list[tuple[str | None, str, int]]:
 CLOSED: Row = {**CLIENT, "state": "CLOSE_WAIT"}
 BOTH: Row = {**PIPE, "ends": [11]}
 
+TWICE: Row = {**CLIENT, "accepted": True, "owned": False, "twin": 4}
 NUMBERS = {"number": False}
 #: One look: rows, template, verdict, count.
 ONE: dict[str, tuple[list[Row], str, int]] = {
@@ -96,6 +97,7 @@ ONE: dict[str, tuple[list[Row], str, int]] = {
         200,
     ),
     "members that are gone": (many({**POLL, "dead": 50}, 1), "epoll-of-dead-descriptors", 50),
+    "sockets that have another number": (many(TWICE, 150), "sockets-open-twice", 150),
 }
 #: Three looks, each with more.
 MORE: dict[str, tuple[list[list[Row]], str]] = {
@@ -109,6 +111,7 @@ MORE: dict[str, tuple[list[list[Row]], str]] = {
         [many(TEMPORARY, n, name="/tmp/#{}") for n in (30, 50, 70)],
         "deleted-files-kept-open",
     ),
+    "sockets": ([many(TWICE, n) for n in (20, 50, 90)], "sockets-open-twice"),
     "members": ([many({**POLL, "dead": n}, 1) for n in (10, 20, 30)], "epoll-of-dead-descriptors"),
 }
 UPLOAD: Row = {**CLIENT, "accepted": True, "local": "10.0.0.9:80", "owned": False}
@@ -126,6 +129,7 @@ HEALTHY: dict[str, list[list[Row]]] = {
     "a GPU's device": [many({**LOST, "kind": "device", "detail": "NVIDIA"}, n) for n in (100, 500, 900)],
     "memory of a library": [many({**LOST, "kind": "memfd"}, n) for n in (100, 500, 900)],
     "a pool that the server has closed": [many(CLOSED, n) for n in (0, 10, 29)],
+    "a few sockets with another number": [many(TWICE, n) for n in (10, 20, 40)],
     "connections in use": [many({**CLIENT, "owned": True}, n) for n in (100, 500, 900)],
     "uploads in work": [many(TEMPORARY, n, name="/tmp/#{}") for n in (10, 25, 45)],
     "more and more uploads in work, new ones each time": turned_over(
