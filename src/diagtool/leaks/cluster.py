@@ -6,7 +6,6 @@ columns. Line numbers are part of a frame: two places in one function are two cl
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,6 +128,8 @@ def stable_id(what: str, kind: int, state: int, wait: str, frames: Iterable[Fram
 
     Of functions only the last part of the name counts, because older versions have no more.
     """
+    import hashlib  # and with it a library for all that it can do
+
     parts = [what, _name(KINDS, kind), _name(STATES, state), wait]
     parts += [frame.function.rpartition(".")[2] for frame in frames]
     return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
