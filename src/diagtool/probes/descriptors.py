@@ -40,6 +40,7 @@ class Descriptors:
         self._opens = self._size = self._libraries = 0
         self._owners: dict[int, tuple[str, str, Origin | None]] | None = None
         self._wanted: set[int] = set()
+        self._latest: dict[int, str] | None = None
 
     def changed(self) -> bool:
         """Something was opened, or more or less is open than was."""
@@ -48,9 +49,10 @@ class Descriptors:
         size = self.folder.size() if self._counts else len(self.folder.names())
         return size != self._size
 
-    def adopt(self, pending: Collection[Hashable] = ()) -> None:
+    def adopt(self, pending: Collection[Hashable] = (), same: bool = False) -> None:
         """See Probe."""
-        self._known = self._now()
+        self._known = self._latest if same and self._latest is not None else self._now()
+        self._latest = None
         self._devices = {t for t in self._known.values() if t.startswith(self._gpu)}
         self._opens = self._notes.opens
         self._size = self.folder.size() if self._counts else len(self.folder.names())
@@ -61,7 +63,8 @@ class Descriptors:
         """See Probe."""
         self._owners = None
         known = self._known
-        found = [(fd, target) for fd, target in self._now().items() if known.get(fd) != target]
+        self._latest = self._now()
+        found = [(fd, target) for fd, target in self._latest.items() if known.get(fd) != target]
         self._wanted = {fd for fd, _ in found}
         return list(found)
 
@@ -69,7 +72,7 @@ class Descriptors:
         """See Probe."""
         assert isinstance(key, tuple)
         fd, target = key
-        if _target(fd) != target:
+        if self.folder.link(fd) != target:
             return None
         if target.startswith(self._gpu):
             left = Left("gpu", key, f"{target} (descriptor {fd})")
@@ -111,7 +114,7 @@ class Descriptors:
         for name in self.folder.names():
             fd = int(name)
             if fd > 2 and fd not in ours:  # those of 0 to 2 change with who captures output
-                target = _target(fd)
+                target = self.folder.link(name)
                 if target is not None:
                     out[fd] = target
         return out
@@ -119,13 +122,6 @@ class Descriptors:
     def close(self) -> None:
         """Give the folder back."""
         self.folder.close()
-
-
-def _target(fd: int) -> str | None:
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}")
-    except OSError:
-        return None
 
 
 # Of descriptors that an object of Python owns: what it is, why it is no leak, where it was opened.

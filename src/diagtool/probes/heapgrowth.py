@@ -7,7 +7,6 @@ are the interpreter's: blocks of its allocator, objects of the collector by type
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
 from array import array
@@ -54,21 +53,22 @@ class Growth:
         return f"each of {self.runs} runs adds {' and '.join(said)}"
 
 
-class _Mallinfo2(ctypes.Structure):
-    # glibc 2.33, malloc/malloc.h
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in ("arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split())
-    ]
+# glibc 2.33, malloc/malloc.h
+_MALLINFO2 = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
 
 
 def native_bytes() -> Callable[[], int]:
     """A function that says how many bytes malloc has given out; 0 where the C library does not say."""
+    import ctypes
+
+    class Mallinfo2(ctypes.Structure):
+        _fields_ = tuple((name, ctypes.c_size_t) for name in _MALLINFO2)
+
     try:
         function = ctypes.CDLL(None).mallinfo2
     except (OSError, AttributeError):
         return lambda: 0
-    function.restype = _Mallinfo2
+    function.restype = Mallinfo2
 
     def read() -> int:
         info = function()

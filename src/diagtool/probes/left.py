@@ -97,8 +97,11 @@ class Probe(Protocol):
     def changed(self) -> bool:
         """Whether a closer look is worth it: a few microseconds."""
 
-    def adopt(self, pending: Collection[Hashable] = ()) -> None:
-        """What is alive now is known, and no leak of what comes next; ``pending`` is still to be judged."""
+    def adopt(self, pending: Collection[Hashable] = (), same: bool = False) -> None:
+        """What is alive now is known, and no leak of what comes next; ``pending`` is still to be judged.
+
+        ``same``: ``new()`` was just asked, and there was nothing.
+        """
 
     def new(self) -> Iterable[Hashable]:
         """The keys of what is alive and not known."""

@@ -27,6 +27,13 @@ class Folder:
         self._stat()
         return os.listdir(self.fd)
 
+    def link(self, name: str | int) -> str | None:
+        """Where the link of this name leads; None when it is gone."""
+        try:
+            return os.readlink(str(name), dir_fd=self.fd)
+        except OSError:
+            return None
+
     def close(self) -> None:
         """Give the descriptor back."""
         if self.fd >= 0 and self._is_ours():

@@ -26,7 +26,7 @@ class Processes:
         """There are children, or there were. Asks the kernel without waiting for one."""
         return bool(self._known) or _has_children()
 
-    def adopt(self, pending: Collection[Hashable] = ()) -> None:
+    def adopt(self, pending: Collection[Hashable] = (), same: bool = False) -> None:
         """See Probe."""
         self._known = _children()
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from diagtool.probes.heapgrowth import Limits
 from diagtool.probes.left import KINDS
 from diagtool.probes.watch import Wanted
+
+if TYPE_CHECKING:
+    from diagtool.probes.heapgrowth import Limits
 
 _LIMITS = {
     "repeat": (2, 1_000_000),
@@ -19,8 +21,9 @@ _LIMITS = {
 }
 
 
-def validate(item: pytest.Item) -> None:
-    """Raise pytest.UsageError for a mark that says something unknown."""
+def validate(item: pytest.Item) -> bool:
+    """Whether its heap is to be measured. Raises pytest.UsageError for an unknown word in a mark."""
+    found = False
     for mark in item.iter_markers("diagtool"):
         _only(item, mark, ("allow", "ignore", "off"))
         for kind in _words(item, mark, "allow"):
@@ -30,11 +33,13 @@ def validate(item: pytest.Item) -> None:
         if not isinstance(mark.kwargs.get("off", False), bool):
             _refuse(item, "off is True or False")
     for mark in item.iter_markers("leaks"):
+        found = True
         _only(item, mark, tuple(_LIMITS))
         for name, value in mark.kwargs.items():
             low, high = _LIMITS[name]
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 _refuse(item, f"{name} of mark leaks is a whole number from {low}, not {value!r}")
+    return found
 
 
 def wanted_of(item: pytest.Item, general: Wanted) -> Wanted:
@@ -52,7 +57,11 @@ def wanted_of(item: pytest.Item, general: Wanted) -> Wanted:
 def leak_limits(item: pytest.Item) -> Limits | None:
     """What the mark ``leaks`` asks for; the nearest one counts."""
     mark = item.get_closest_marker("leaks")
-    return None if mark is None else Limits(**mark.kwargs)
+    if mark is None:
+        return None
+    from diagtool.probes.heapgrowth import Limits
+
+    return Limits(**mark.kwargs)
 
 
 def _words(item: pytest.Item, mark: pytest.Mark, name: str) -> tuple[str, ...]:

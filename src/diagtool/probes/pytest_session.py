@@ -54,14 +54,15 @@ class Session:
         self._engine: Engine | None = None
         self._use_engine = config.getini("diagtool_engine") and not config.getoption("diagtool_no_engine")
         self._failed = False
-        self._heap: list[Left] = []
+        self.heap: list[Left] = []
         self._pending: dict[Key, Pending] = {}
 
     # Before the tests.
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        for item in items:
-            validate(item)
+        marked = [validate(item) for item in items]
+        if any(marked) and "heap" in self.wanted.kinds:
+            self.config.pluginmanager.register(_HeapRuns(self), "diagtool-heap")
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_finish(self) -> None:
@@ -77,17 +78,6 @@ class Session:
     def pytest_exception_interact(self) -> None:
         self._failed = True
 
-    # Heap growth.
-
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
-        limits = leak_limits(item)
-        if limits is not None and "heap" in self.wanted.kinds:
-            from diagtool.probes.pytest_heap import measured
-
-            self._heap = measured(item, limits)
-        return (yield)
-
     # After each test.
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -98,7 +88,7 @@ class Session:
         except BaseException:
             self._judge(item, True)
             raise
-        if self._pending or self._heap or self.watch.changed():
+        if self._pending or self.heap or self.watch.changed():
             text = self._judge(item, failed)
             if text and self.mode == "fail":
                 pytest.fail(text, pytrace=False)
@@ -106,7 +96,7 @@ class Session:
 
     def _judge(self, item: pytest.Item | None, failed: bool) -> str:
         told: list[tuple[str, str, list[Left]]] = []  # scope, test that made it, what
-        heap, self._heap = self._heap, []
+        heap, self.heap = self.heap, []
         new = self.watch.new() - set(self._pending) if item is not None else set()
         if failed:
             self.results.not_judged += bool(new)
@@ -119,7 +109,7 @@ class Session:
                 told.append(("test", item.nodeid, leaks))
         told += self._of_scopes()
         self._explain([left for _, _, leaks in told for left in leaks])
-        self.watch.adopt(self._pending)
+        self.watch.adopt(self._pending, same=item is not None and not new and not told)
         for _, _, leaks in told:
             self.watch.told.update(left.likeness for left in leaks)
         return self.results.add(item, told)
@@ -189,6 +179,22 @@ class Session:
 
     def pytest_unconfigure(self) -> None:
         self.watch.uninstall()
+
+
+class _HeapRuns:
+    """Runs tests with the mark ``leaks`` again and again. Registered if there is one."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
+        limits = leak_limits(item)
+        if limits is not None:
+            from diagtool.probes.pytest_heap import measured
+
+            self._session.heap = measured(item, limits)
+        return (yield)
 
 
 # Values of fixtures are kept by the test until all its hooks are through.

@@ -74,12 +74,12 @@ class Tasks:
         """Tasks were made, or a loop was closed with some."""
         return bool(self._of_closed) or self._notes.tasks != self._seen or self._foreign()
 
-    def adopt(self, pending: Collection[Hashable] = ()) -> None:
+    def adopt(self, pending: Collection[Hashable] = (), same: bool = False) -> None:
         """See Probe."""
         self._seen = self._notes.tasks
         self._of_closed.clear()
         self._refs.clear()
-        for task in _every(self._notes):
+        for task in () if same else _every(self._notes):
             self._known.add(task)
             if id(task) not in pending:
                 self._judged.add(task)

@@ -22,7 +22,7 @@ class TemporaryFiles:
         """Some were made."""
         return len(self._notes.temporary) != len(self._known)
 
-    def adopt(self, pending: Collection[Hashable] = ()) -> None:
+    def adopt(self, pending: Collection[Hashable] = (), same: bool = False) -> None:
         """See Probe."""
         notes = self._notes.temporary
         for path in [p for p in notes if not os.path.lexists(p)]:

@@ -33,14 +33,17 @@ class Threads:
         # The number of links of the folder is that of threads, and two (fs/proc/base.c).
         return self._notes.threads != self._started or self.folder.links() != self._links
 
-    def adopt(self, pending: Collection[Hashable] = ()) -> None:
+    def adopt(self, pending: Collection[Hashable] = (), same: bool = False) -> None:
         """See Probe."""
         self._started, self._links = self._notes.threads, self.folder.links()
         self._libraries = self._notes.libraries
-        self._known = self._tids()
+        if not same or self._links != len(self._known) + 2:
+            self._known = self._tids()
 
     def new(self) -> list[int]:
         """See Probe."""
+        if not self.changed():
+            return []
         return sorted(self._tids() - self._known)
 
     def describe(self, key: Hashable) -> Left | None:

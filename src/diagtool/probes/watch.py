@@ -21,7 +21,9 @@ WATCHED = tuple(kind for kind in KINDS if kind != "heap")
 
 #: Seconds that are waited in total before something is called a leak.
 TIMEOUT = 1.0
-_FIRST, _LONGEST = 0.001, 0.1
+_FIRST, _LONGEST = 0.0002, 0.1
+#: Only what outlives this many seconds is worth a run of the collector, which takes as long.
+_BRIEFLY = 0.006
 
 #: A probe's place and its key.
 Key = tuple[int, Hashable]
@@ -30,7 +32,7 @@ _sleep = sleep  # kept: tests replace time.sleep
 
 
 def pauses(total: float) -> Iterator[float]:
-    """1, 2, 4 … 100 milliseconds, ``total`` seconds at least. No clock is read: tests stop them."""
+    """0.2, 0.4 … 100 milliseconds, ``total`` seconds at least. No clock is read: tests stop them."""
     pause, spent = _FIRST, 0.0
     while spent < total:
         yield pause
@@ -95,12 +97,12 @@ class Watch:
         """Whether anything may be new. Microseconds: it is asked after every test."""
         return any(probe.changed() for probe in self.probes)
 
-    def adopt(self, pending: Collection[Key] = ()) -> None:
-        """What is alive now is known; ``pending`` of it is still to be judged."""
+    def adopt(self, pending: Collection[Key] = (), same: bool = False) -> None:
+        """What is alive now is known; ``pending`` of it is still to be judged. ``same``: see Probe."""
         self.notes.quiet = True
         try:
             for i, probe in enumerate(self.probes):
-                probe.adopt({key for place, key in pending if place == i})
+                probe.adopt({key for place, key in pending if place == i} if pending else (), same)
             self.notes.forget()
         finally:
             self.notes.quiet = False
@@ -159,12 +161,15 @@ class Watch:
         """
         found = self.describe(keys)
         left = [each for each in found.values() if not wanted.reason(each)]
-        for turn, pause in enumerate(pauses(self.patience(left) if timeout is None else timeout)):
+        waited, collected = 0.0, False
+        for pause in pauses(self.patience(left) if timeout is None else timeout):
             if all(wanted.reason(left) for left in found.values()):
                 break
-            if turn == 1:
+            if waited > _BRIEFLY and not collected:
                 release()
                 gc.collect()
+                collected = True
+            waited += pause
             for loop in self.tasks.loops():
                 drain(loop)
             reap()
