@@ -8,8 +8,8 @@
         print(finding.verdict, finding.count, finding.title)
 
 ``capture(target)`` gives the bytes of one instant, ``snapshot(target)`` what was decoded from them,
-``load(path)`` a snapshot from a .diag file, ``find_leaks(snapshots)`` the findings. Everything is imported
-on first use.
+``load(path)`` a snapshot from a .diag file, ``find_leaks(snapshots)`` the findings; ``guard()`` watches a
+block of the program that asks for it. Everything is imported on first use.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from diagtool._version import __version__
 
 if TYPE_CHECKING:
     from diagtool.api import capture, find_leaks, load, snapshot
+    from diagtool.probes.guard import guard
 
-__all__ = ["__version__", "capture", "find_leaks", "load", "snapshot"]
+__all__ = ["__version__", "capture", "find_leaks", "guard", "load", "snapshot"]
 
 
 class _CallablePackage(ModuleType):
@@ -44,4 +45,6 @@ for _name in ("capture", "snapshot"):
 def __getattr__(name: str) -> Any:
     if name in ("find_leaks", "load"):
         return getattr(import_module("diagtool.api"), name)
+    if name == "guard":
+        return import_module("diagtool.probes.guard").guard
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
