@@ -42,6 +42,7 @@ _COMMANDS = (
     "memory",
     "signals",
     "diff",
+    "export",
     "templates",
     "doctor",
     "completion",

@@ -38,15 +38,77 @@ def width(output: Path | None) -> int:
 def print_lines(lines: Iterable[Line], output: Path | None) -> None:
     """Write a report for a person, coloured when wanted."""
     wanted = color_wanted(click.get_current_context())
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        lines = map(_no_command, lines)
     with opened(output) as file:
         plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb" or not file.isatty()
         write(lines, file, color=wanted == "always" or (wanted == "auto" and not plain))
+
+
+def _no_command(line: Line) -> Line:
+    """``line`` without what the runner of GitHub Actions would obey: ``::`` at its start, ``##[`` anywhere.
+
+    Names come from the process, and the log of a job is read for commands.
+    """
+    text = "".join(piece for piece, _ in line)
+    if "##[" not in text and not text.lstrip().startswith("::"):
+        return line
+    return [(piece.replace("::", ": :").replace("##[", "## ["), style) for piece, style in line]
 
 
 def print_text(text: str, output: Path | None) -> None:
     """Write a document for a program."""
     with opened(output) as file:
         file.write(text)
+
+
+def print_bytes(parts: Iterable[bytes], output: Path | None) -> None:
+    """Write a document for a program piece by piece, as it is made."""
+    with opened(output) as file:
+        for part in parts:
+            file.buffer.write(part)
+
+
+def check_no_terminal(output: Path | None) -> None:
+    """Raise UsageError where a binary file would go to a terminal."""
+    if output is None and sys.stdout is not None and sys.stdout.isatty():
+        raise click.UsageError("this is no text for a terminal: name a file with -o FILE.")
+
+
+def check_new_folder(output: Path | None) -> None:
+    """Raise UsageError where :func:`new_folder` is bound to fail because of what the user named."""
+    if output is None or str(output) == "-":
+        raise click.UsageError("name a new folder for the tables with -o DIR, or one table with --table.")
+    if os.path.lexists(output) and not (output.is_dir() and _is_empty(output)):
+        raise click.UsageError(f"{output} is there already: name a new folder with -o DIR.")
+
+
+def _is_empty(folder: Path) -> bool:
+    with suppress(OSError):
+        return not any(folder.iterdir())
+    return False
+
+
+@contextmanager
+def new_folder(output: Path | None) -> Iterator[Path]:
+    """A folder that takes its name ``output`` when the block ends well; else nothing is left of it."""
+    check_new_folder(output)
+    assert output is not None
+    mask = os.umask(0)
+    os.umask(mask)
+    try:
+        temp = Path(tempfile.mkdtemp(prefix=".diagtool-", suffix=".tmp", dir=output.absolute().parent))
+        try:
+            yield temp
+            temp.chmod(0o777 & ~mask)
+            temp.rename(output)  # also in the place of an empty one
+        except BaseException:
+            shutil.rmtree(temp, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise OutputError(
+            f"{output} cannot be written: {error.strerror or error}", "Name another place for it."
+        ) from error
 
 
 def append_text(text: str, file: Path) -> None:
