@@ -6,7 +6,7 @@ STAMP := .venv/.ready
 # An installed program has its bytecode: it is what is tested and measured.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv demo test test-libraries unit lint format bench interpreters layouts docs clean
+.PHONY: help venv demo test test-libraries unit lint format bench interpreters browser layouts docs screenshots clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,6 +20,9 @@ $(STAMP): pyproject.toml
 
 interpreters: venv ## Fetch the interpreters that the tests use and the machine lacks
 	$(BIN)/python tools/fetch_interpreters.py
+
+browser: venv ## Have Chromium and axe-core, for the tests of the HTML report (else they are skipped)
+	$(BIN)/python tools/fetch_browser.py
 
 demo: venv ## Start a leaking service, report on it live, then from its core
 	$(BIN)/python tools/demo.py
@@ -50,6 +53,9 @@ bench: venv ## Measure against pinned peers, side by side
 
 docs: venv ## Fill in what programs say in docs/
 	$(BIN)/python tools/make_docs.py --samples
+
+screenshots: venv browser ## Make the pictures of docs/html-report.md
+	$(BIN)/python tools/make_screenshots.py
 
 layouts: venv ## Regenerate the structure layout tables from interpreter headers
 	$(BIN)/python tools/layouts/generate.py

@@ -85,12 +85,12 @@ class Browser:
         messages = [json.loads(m["message"])["message"] for m in self.driver.get_log("performance")]
         return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
 
-    def shot(self, name: str, selector: str | None = None) -> Path:
-        """A picture of the whole page, or of one element, kept as ``name``.png."""
+    def shot(self, name: str, selector: str | None = None, most: int = 15_000) -> Path:
+        """A picture of the whole page, or of one element, its upper ``most`` pixels, kept as ``name``.png."""
         where = "const r = document.querySelector(arguments[0]).getBoundingClientRect();"
         where += "return [r.x + scrollX, r.y + scrollY, r.width, r.height]"
         x, y, width, height = self.run(where, selector or "html")
-        clip = {"x": x, "y": y, "width": width, "height": min(height, 15_000), "scale": 1}
+        clip = {"x": x, "y": y, "width": width, "height": min(height, most), "scale": 1}
         made = self._cdp("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
         SHOTS.mkdir(parents=True, exist_ok=True)
         (SHOTS / f"{name}.png").write_bytes(base64.b64decode(made["data"]))

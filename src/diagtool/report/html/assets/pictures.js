@@ -14,14 +14,13 @@ function picture(name, about, make, table, alone) {
     el('div', { class: 'scroll', tabindex: '0', role: 'group', 'aria-label': name + ' (picture)' }, stage), table);
 }
 
-function drawAll() {
-  const next = () => {
-    const make = pending.shift();
-    if (!make) { document.documentElement.dataset.ready = 'yes'; return; }
-    make();
-    setTimeout(next);
-  };
-  setTimeout(next);
+// One after the other, with room for the page to react in between.
+async function drawAll() {
+  for (const make of pending.splice(0)) {
+    await new Promise((resolve) => { setTimeout(resolve); });
+    await make();
+  }
+  document.documentElement.dataset.ready = 'yes';
 }
 
 // What the pointer is on, in words.
@@ -40,7 +39,6 @@ function draw(stage, spec, fits) {
   const runtime = charts.parse({ ...config, ...spec }, null, { ast: true });
   const view = new charts.View(runtime, { expr: charts.expressionInterpreter, renderer: 'svg', container: stage, hover: true, logLevel: 1 });
   view.tooltip(showHint);
-  view.run();
   if (fits) {
     let width = stage.clientWidth;
     new ResizeObserver(() => {
@@ -122,8 +120,8 @@ function drawWaits(stage, waits) {
   });
   const labels = edges.map((e) => ({ x: e.x, y: e.y, text: e.arrow.text }));
   const size = graph.graph();
-  draw(stage, {
-    width: size.width, height: size.height,
+  const view = draw(stage, {
+    width: size.width, height: size.height, autosize: 'none',
     data: [{ name: 'points', values: points }, { name: 'heads', values: heads }, { name: 'labels', values: labels },
       { name: 'boxes', values: boxes }, { name: 'lines', values: lines }],
     scales: [{ name: 'edge', type: 'ordinal', domain: ['proven', 'likely', 'suspect', 'idle', ''],
@@ -151,9 +149,12 @@ function drawWaits(stage, waits) {
     ],
   }, false);
   // A little smaller rather than scrolled.
-  const scale = Math.min(1, Math.max(0.72, stage.clientWidth / size.width));
-  const svg = stage.querySelector('svg');
-  for (const side of ['width', 'height']) svg.setAttribute(side, Number(svg.getAttribute(side)) * scale);
+  return view.runAsync().then(() => {
+    const scale = Math.min(1, Math.max(0.72, stage.clientWidth / size.width));
+    const svg = stage.querySelector('svg');
+    svg.setAttribute('width', size.width * scale);
+    svg.setAttribute('height', size.height * scale);
+  });
 }
 
 // --- all stacks ---
@@ -225,6 +226,7 @@ function drawFlame(stage, tools, flame) {
     el('button', { type: 'button', class: 'quiet', onclick: () => view.signal('low', 0).signal('high', 1).run() }, 'Show all'), said,
     el('p', { class: 'legend' }, ['own code', 'library', 'interpreter'].map((name, i) => el('span', {},
       el('i', { class: ['own', 'library', 'internal'][i], 'aria-hidden': 'true' }), name))));
+  return view.runAsync();
 }
 
 // --- areas ---
@@ -242,7 +244,7 @@ function areaPicture(name, about, tree, frames) {
 
 function drawAreas(stage, tree) {
   const width = stage.clientWidth || 900;
-  draw(stage, {
+  return draw(stage, {
     width, height: Math.max(Math.min(width * 0.46, 440), 300),
     data: [
       { name: 'tree', values: tree.nodes.map((n) => ({ ...n, amount: bytes(n.value || n.total || 0) })), transform: [
@@ -277,7 +279,7 @@ function drawAreas(stage, tree) {
         fill: { value: 'var(--ink)' }, fillOpacity: { value: 0.75 },
         text: { signal: "datum.x1 - datum.x0 > 64 && datum.y1 - datum.y0 > 38 ? datum.amount : ''" } } } },
     ],
-  }, true);
+  }, true).runAsync();
 }
 
 // --- growth ---
@@ -329,4 +331,5 @@ function drawLines(stage, one, timed) {
     const room = stage.clientWidth - 74;
     if (room > 0 && Math.abs(room - view.width()) > 1) view.width(room).run();
   }).observe(stage);
+  return view.runAsync();
 }
