@@ -10,10 +10,11 @@ A page holds blocks between two comments; this program writes what is between th
     <!-- make_docs: run leaks service.diag -->          what the command prints, about the demo service
     <!-- make_docs: memory leaks core -->               what it prints about the service that eats memory
     <!-- make_docs: native stacks core --native -->     what it prints about an extension that hangs
+    <!-- make_docs: template templates check x.toml --> about fixtures/templates and fixtures/python/baskets.py
     <!-- make_docs: sql SELECT * FROM cluster_text -->  what sqlite3 answers, about the same
     <!-- /make_docs -->
 
-Help and files are always written. Samples (run, memory, native, sql) only with --samples, because they start
+Help and files are always written. Samples (run, memory, native, template, sql) only with --samples, because they start
 the demo service (fixtures/python/service.py) and take a snapshot of it, fixtures/python/thumbnails.py, of
 which there are 1.diag, 2.diag, 3.diag and core, and fixtures/python/e07_extension.py with journal.diag and
 core; a pid is shown as 4242. --check writes nothing and fails when a help text or a file is not what it
@@ -25,6 +26,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -39,6 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DIAGTOOL = [sys.executable, "-m", "diagtool"]
 SERVICE = [sys.executable, str(ROOT / "fixtures/python/service.py"), "leak", "200"]
 THUMBNAILS = [sys.executable, str(ROOT / "fixtures/python/thumbnails.py"), "leak", "256"]
+BASKETS = [sys.executable, str(ROOT / "fixtures/python/baskets.py"), "40"]
+SAMPLED = ("run", "memory", "native", "template", "sql")
 SHOWN_PID = "4242"
 SHOWN_ROOT = "/srv/shop"
 
@@ -51,14 +55,19 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--samples", action="store_true")
+    parser.add_argument("--only", choices=("template",), help="of the samples only these")
     options = parser.parse_args()
+    if options.only:
+        with baskets() as template:
+            return write({"template": template}, options.check)
     if not options.samples:
-        return write(None, options.check)
-    with service() as sample, thumbnails() as memory, journal() as native:
-        return write({"run": sample, "sql": sample, "memory": memory, "native": native}, options.check)
+        return write({}, options.check)
+    with service() as sample, thumbnails() as memory, journal() as native, baskets() as template:
+        samples = {"run": sample, "sql": sample, "memory": memory, "native": native, "template": template}
+        return write(samples, options.check)
 
 
-def write(samples: Samples | None, check: bool) -> int:
+def write(samples: Samples, check: bool) -> int:
     """Fill in every page; the number of pages that were wrong, if only checking."""
     stale = []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
@@ -73,14 +82,14 @@ def write(samples: Samples | None, check: bool) -> int:
     return len(stale) if check else 0
 
 
-def filled(page: str, samples: Samples | None) -> str:
+def filled(page: str, samples: Samples) -> str:
     """``page`` with its blocks filled in; samples stay as they are where there is none."""
 
     def fill(match: re.Match[str]) -> str:
         head, what, argument, tail = match.groups()
-        if what in ("run", "memory", "native", "sql") and samples is None:
+        if what in SAMPLED and what not in samples:
             return match[0]
-        return f"{head}\n{block(what, argument, (samples or {}).get(what))}\n{tail}"
+        return f"{head}\n{block(what, argument, samples.get(what))}\n{tail}"
 
     return BLOCK.sub(fill, page)
 
@@ -95,7 +104,7 @@ def block(what: str, argument: str, sample: Sample | None) -> str:
         return fenced(path.read_text("utf-8"), path.suffix.lstrip("."))
     if sample is None:
         raise ValueError(f"{what} needs the demo service")
-    if what in ("run", "memory", "native"):
+    if what in ("run", "memory", "native", "template"):
         words = [sample.real(word) for word in argument.split()]
         text = f"$ diagtool {argument.replace('PID', SHOWN_PID)}\n{run(words, sample.folder)}"
         return fenced(sample.shown(text))
@@ -187,6 +196,18 @@ def thumbnails() -> Iterator[Sample]:
                 process.send_signal(signal.SIGUSR2)
                 said(process, "GREW")
         run(["core", sample.pid, "-o", "core"], sample.folder)
+        yield sample
+
+
+@contextmanager
+def baskets() -> Iterator[Sample]:
+    """A shop whose baskets wait, a snapshot of it, and the templates of the tutorial beside it."""
+    with started(BASKETS) as (_, sample):
+        run(["snapshot", sample.pid, "-o", "shop.diag"], sample.folder)
+        for template in (ROOT / "fixtures/templates").glob("*.toml"):
+            shutil.copy(template, sample.folder)
+        Path(sample.folder, "templates").mkdir()
+        shutil.copy(ROOT / "fixtures/templates/baskets.toml", Path(sample.folder, "templates"))
         yield sample
 
 

@@ -20,6 +20,7 @@ PARTS = {
     "zoo_tasks.py",
     "zoo_threads.py",
     "thumbnails.py",
+    "baskets.py",
 }
 TEMPLATES = (
     {f"A{i:02}" for i in range(1, 20)}

@@ -166,4 +166,5 @@ def read_directory(directory: Path) -> tuple[list[Template], list[Problem]]:
         except (OSError, UnicodeDecodeError) as error:
             problems.append(Problem(file.name, "file", f"can't be read: {error}"))
     found, wrong = read_texts(texts)
-    return found, problems + wrong
+    order = {name: number for number, (name, _) in enumerate(texts)}
+    return found, problems + sorted(wrong, key=lambda p: (order[p.file], p.line or 0))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from diagtool.leaks.trial import Candidate, Step, Trial
 from diagtool.report.text import Line, cells, clean, count, cut, pad, wrap
 
-__all__ = ("lines",)
+__all__ = ("lines", "table")
 
 _ANSWER = 5  # columns of yes and no
 
@@ -26,20 +27,24 @@ def _trial(trial: Trial, width: int) -> Iterator[Line]:
         yield []
         head = f"{number}. {candidate.count:,} × {clean(candidate.what, 200)}"
         yield [(cut(head, width), "count")]
-        yield from _table(candidate, width)
+        yield from table(candidate, width)
     if not trial.candidates:
         yield [("there are no stacks in this snapshot", "warning")]
     yield []
     for text, style in _outcome(trial):
-        for part in wrap(text, width):
-            yield [(part, style)]
+        lead = " " * (len(text) - len(text.lstrip()))
+        for i, part in enumerate(wrap(text.lstrip(), width - 2 * len(lead))):
+            yield [(lead * (2 if i else 1) + part, style)]
 
 
-def _table(candidate: Candidate, width: int) -> Iterator[Line]:
+def table(candidate: Candidate, width: int) -> Iterator[Line]:
+    """A line a condition: which part asks, what is wanted, what was found, yes or no."""
     steps = candidate.steps
     parts = min(max((cells(clean(s.part)) for s in steps), default=0), 28)
     room = width - parts - _ANSWER - 7
-    wanted = min(max((cells(clean(s.wanted)) for s in steps), default=0), room // 2)
+    longest = max((cells(clean(s.found)) for s in steps), default=0)
+    wanted = max((cells(clean(s.wanted)) for s in steps), default=0)
+    wanted = max(min(wanted, max(room // 2, room - longest)), 8)
     found = room - wanted
     titles = [pad("condition", parts), pad("wanted", wanted), pad("found", found), ""]
     yield [("   " + "  ".join(titles).rstrip(), "label")]
@@ -49,9 +54,9 @@ def _table(candidate: Candidate, width: int) -> Iterator[Line]:
 
 def _step(step: Step, parts: int, wanted: int, found: int) -> Iterator[Line]:
     columns = [
-        wrap(clean(step.part), parts),
-        wrap(clean(step.wanted, 500), wanted),
-        wrap(clean(step.found, 500), found),
+        _folded(clean(step.part), parts),
+        _folded(clean(step.wanted, 500), wanted),
+        _folded(clean(step.found, 500), found),
     ]
     for i in range(max(map(len, columns))):
         texts = [column[i] if i < len(column) else "" for column in columns]
@@ -63,6 +68,11 @@ def _step(step: Step, parts: int, wanted: int, found: int) -> Iterator[Line]:
         if not i:
             line.append(("  yes", "idle") if step.holds else ("  no", "warning"))
         yield line
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """``text`` in lines of ``width``; of a path that is longer the next line has the rest."""
+    return textwrap.wrap(text, max(width, 8), break_on_hyphens=False) or [""]
 
 
 def _outcome(trial: Trial) -> Iterable[tuple[str, str]]:

@@ -15,7 +15,7 @@ __all__ = ("MAX_LENGTH", "problem_of", "search")
 #: Characters of an expression.
 MAX_LENGTH = 1_000
 #: Seconds that one search may take.
-_LIMIT = 0.1
+_LIMIT = 0.25
 #: Texts on which expressions that go back and forth are slow.
 _HARD = (
     "a" * 60 + "!",
