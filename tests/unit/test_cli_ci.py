@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -249,6 +252,89 @@ class TestBaseline:
         assert main(["leaks", "s.diag", "--write-baseline", "--reason", 'a\n"b"\\']) == 0
         text = Path(".diagtool.toml").read_text()
         assert text.count("\n[[ignore]]\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["--format", "sa"], ["plain,sarif"]),
+        (["--format", "json=s"], ["plain,json=s.diag", "plain,json=sub/"]),
+        (["--format", "json=sub/"], ["plain,json=sub/x"]),
+        (["--format", "json=absent/"], []),
+        (["--fail-on", "p"], ["plain,proven"]),
+    ],
+)
+def test_what_is_completed(
+    words: list[str], completed: list[str], capsys: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("sub").mkdir()
+    Path("sub/x").touch()
+    monkeypatch.setenv("_DIAGTOOL_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", " ".join(["diagtool", "leaks", *words]))
+    monkeypatch.setenv("COMP_CWORD", str(1 + len(words)))
+    with pytest.raises(SystemExit):
+        main([])
+    assert capsys.readouterr().out.split() == completed
+
+
+def test_no_line_for_a_person_is_a_command_to_github(
+    engine: list[Any], capsys: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine[0] = report(frames=(Frame("f", "::error::x", 1), Frame("##[error]y", "/srv/b.py", 2)))
+    main(["leaks", "s.diag"])
+    assert re.search(r"^ +::error", capsys.readouterr().out, re.MULTILINE)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    main(["leaks", "s.diag"])
+    out = capsys.readouterr().out
+    assert not re.search(r"^\s*::|##\[", out, re.MULTILINE) and ": :error: :x:1" in out
+
+
+def action(tmp_path: Path, **inputs: str) -> tuple[str, dict[str, str]]:
+    """What the step of action.yml prints, and its outputs."""
+    program = tmp_path / "diagtool"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m diagtool "$@"\n')
+    program.chmod(0o755)
+    names = "TARGETS RUN FAIL_ON BASELINE MAP OPTIONS SARIF".split()
+    given = {f"DIAGTOOL_{name}": inputs.get(name.lower(), "") for name in names}
+    output = tmp_path / "output"
+    done = subprocess.run(
+        ["bash", str(Path(__file__).parents[2] / "tools/github_action.sh")],
+        env={
+            **os.environ,
+            **given,
+            "DIAGTOOL_PROGRAM": str(program),
+            "DIAGTOOL_SUDO": "false",
+            "GITHUB_OUTPUT": str(output),
+            "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0
+    return done.stdout, dict(line.split("=", 1) for line in output.read_text().splitlines())
+
+
+def test_the_action_annotates_and_hands_on_the_status(tmp_path: Path) -> None:
+    snap = starved()
+    snap.waits = ["", "nobody.knows"]
+    save(snap, tmp_path / "odd.diag")
+    said, outputs = action(
+        tmp_path,
+        targets="odd.diag",
+        sarif="d.sarif",
+        map="/srv/app=src\n/x=y",
+        options="--all --fail-on suspect",
+    )
+    assert said.startswith("::error file=src/worker.py,line=41,")
+    assert outputs == {"status": "1", "sarif": str(tmp_path / "d.sarif")}
+    assert (tmp_path / "summary.md").read_text().startswith("## diagtool: ")
+
+
+def test_the_action_says_what_is_missing(tmp_path: Path) -> None:
+    for inputs in ({}, {"targets": "1", "run": "true"}):
+        said, outputs = action(tmp_path, **inputs)
+        assert said.startswith("::error title=diagtool::give targets") and outputs == {"status": "2"}
 
 
 def test_where_files_of_a_container_are(capsys: Say) -> None:

@@ -374,6 +374,9 @@ class TestMarkdown:
         assert len(text) < MAX_CHARACTERS
         assert "… and 9,890 findings more." in text and "… and 10 more." in text
         assert re.search(r"Details of 9,\d\d\d findings do not fit here", text)
+        long = Frame("`|" * 400, "/srv/" + "`|" * 400, 3)
+        text = markdown(replace(report(100, frames=(long,)), warnings=("|" * 900,) * 30), HERE)
+        assert len(text) < MAX_CHARACTERS and re.search(r"… and \d\d findings more\.", text)
 
     @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
     def test_hostile_names(self, name: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ else:
     _Param = click.ParamType  # generic since click 8.2 only
 
 __all__ = ("FORMATS", "FormatParam", "Output", "Shown", "here", "outputs", "write_all")
+
+_MOST_FILES = 1000  # of a folder, for completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +178,13 @@ class FormatParam(_Param):
     ) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
 
-        if "=" in incomplete:
-            return [CompletionItem(incomplete.partition("=")[2], type="file")]
+        name, equals, start = incomplete.partition("=")
+        if equals:  # the shells' own completion of files does not know what stands before
+            folder = Path(start).parent if not start.endswith("/") else Path(start)
+            with suppress(OSError):
+                there = [str(p) + "/" * p.is_dir() for p in sorted(folder.iterdir())[:_MOST_FILES]]
+                return [CompletionItem(f"{name}={p}") for p in there if p.startswith(start)]
+            return []
         return [
             CompletionItem(f.name, help=f.help) for f in FORMATS.values() if f.name.startswith(incomplete)
         ]

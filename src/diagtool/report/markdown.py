@@ -30,9 +30,13 @@ _MAX_WARNINGS = 20
 
 def markdown(report: Report, locations: Locations, sources: Sources | None = None) -> str:
     """The text. At most MAX_CHARACTERS: what does not fit is counted."""
-    parts = list(_head(report, locations))
-    tail = list(_tail(report, locations))
-    room = MAX_CHARACTERS - sum(len(part) + 2 for part in (*parts, *tail)) - 200
+    rows = MAX_ROWS
+    while True:
+        parts, tail = list(_head(report, locations, rows)), list(_tail(report, locations, rows))
+        room = MAX_CHARACTERS - sum(len(part) + 2 for part in (*parts, *tail)) - 200
+        if room > 0 or rows == 1:
+            break
+        rows //= 2  # names may be long
     shown = 0
     for finding in report.findings:
         details = _details(finding, sources)
@@ -47,7 +51,7 @@ def markdown(report: Report, locations: Locations, sources: Sources | None = Non
     return "\n\n".join([*parts, *tail]) + "\n"
 
 
-def _head(report: Report, locations: Locations) -> Iterator[str]:
+def _head(report: Report, locations: Locations, most: int) -> Iterator[str]:
     found = report.summary.findings
     yield f"## diagtool: {count(found, 'finding') if found else 'nothing found'}"
     for line in ended_by(report.target, View(10_000)):
@@ -56,24 +60,24 @@ def _head(report: Report, locations: Locations) -> Iterator[str]:
     if not report.findings:
         return
     rows = ["| verdict | what | where | template |", "|---|---|---|---|"]
-    for finding in report.findings[:MAX_ROWS]:
+    for finding in report.findings[:most]:
         rows.append(
             f"| **{finding.verdict}** | {_what(finding)} | {_where(finding, locations)} | {_rule(finding)} |"
         )
     yield "\n".join(rows)
-    if len(report.findings) > MAX_ROWS:
-        yield f"… and {count(len(report.findings) - MAX_ROWS, 'finding')} more."
+    if len(report.findings) > most:
+        yield f"… and {count(len(report.findings) - most, 'finding')} more."
 
 
-def _tail(report: Report, locations: Locations) -> Iterator[str]:
+def _tail(report: Report, locations: Locations, most: int) -> Iterator[str]:
     if report.ignored:
         name = baseline_name(report.baseline)
         rows = [f"**{len(report.ignored):,} ignored** by {code(name)}:", ""]
         rows += ["| what | where | reason | until |", "|---|---|---|---|"]
-        rows += [_ignored_row(known, locations) for known in report.ignored[:MAX_ROWS]]
+        rows += [_ignored_row(known, locations) for known in report.ignored[:most]]
         yield "\n".join(rows)
-        if len(report.ignored) > MAX_ROWS:
-            yield f"… and {len(report.ignored) - MAX_ROWS:,} more."
+        if len(report.ignored) > most:
+            yield f"… and {len(report.ignored) - most:,} more."
     if report.warnings:
         lines = [f"- {code(warning, 500)}" for warning in report.warnings[:_MAX_WARNINGS]]
         more = len(report.warnings) - len(lines)
