@@ -27,8 +27,12 @@ from diagtool.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from diagtool.capture.clonemode import CloneMode
     from diagtool.leaks.model import Report
+    from diagtool.leaks.template import Template
+    from diagtool.report.sources import Sources
     from diagtool.report.text import Line
     from diagtool.runtimes.native.stacks import Unwinder
     from diagtool.snapshot.model import Snapshot
@@ -65,6 +69,11 @@ if TYPE_CHECKING:
     help="Add what is found to the baseline file: from the next run on only what is new counts.",
 )
 @click.option("--reason", metavar="TEXT", help="Why, for the entries of --write-baseline.")
+@click.option(
+    "--explain",
+    metavar="FINDING",
+    help="Everything known about one finding, by its id (its beginning will do) or its template.",
+)
 @heap_option
 @clone_option("auto with --heap, else never")
 @native_options()
@@ -86,6 +95,7 @@ def command(
     maps: tuple[str, ...],
     write: bool,
     reason: str | None,
+    explain: str | None,
     heap: bool | None,
     clone: CloneMode | None,
     native: bool | None,
@@ -141,6 +151,7 @@ def command(
         diagtool leaks 4242 --heap
         diagtool leaks 4242 --format json --fail-on proven -o leaks.json
         diagtool leaks 4242 --format github --format sarif=leaks.sarif
+        diagtool leaks service.diag --explain asyncio-queue-get-starved
         diagtool leaks 4242 --write-baseline --reason "being repaired: #123"
 
     \b
@@ -208,6 +219,10 @@ def command(
         new = write_baseline(report, baseline, rules.baseline, reason)
         rules = replace(rules, baseline=new)
         report = judged()
+    if explain is not None:
+        return _explained(
+            report, explain, [r.snapshot for r in resolved], known, written, last.sources, everything
+        )
     report = rules.placed(report, written)
 
     def shown(where: Output) -> Shown:
@@ -225,6 +240,37 @@ def command(
 
     write_all(written, shown)
     return rules.status(report)
+
+
+def _explained(
+    report: Report,
+    wanted: str,
+    snapshots: Sequence[Snapshot],
+    templates: Sequence[Template],
+    written: Sequence[Output],
+    sources: Sources,
+    everything: bool,
+) -> int:
+    """Print what is known about one finding."""
+    from diagtool.cli.output import print_lines, print_text, width
+    from diagtool.leaks.explain import NoSuchFinding
+    from diagtool.leaks.explain import explain as explained
+    from diagtool.report import explain as words
+    from diagtool.report import json as documents
+    from diagtool.report.terminal import View
+
+    if any(o.format not in ("terminal", "json") for o in written):
+        raise click.UsageError("--explain is for --format terminal and json.")
+    try:
+        told = explained(report, wanted, snapshots, templates)
+    except NoSuchFinding as error:
+        raise click.UsageError(f"{error}. Name an id of `diagtool leaks --format json`.") from error
+    for where in written:
+        if where.format == "json":
+            print_text(documents.dumps(documents.explain(report, told)), where.file)
+        else:
+            print_lines(words.lines(told, View(width(where.file), True, everything, sources)), where.file)
+    return 0
 
 
 def _has_more(target: str, snap: Snapshot) -> bool:

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diagtool._version import __version__
 from diagtool.leaks.model import Cluster, Finding, Ignored, Report, WaitingOn
@@ -25,6 +25,9 @@ from diagtool.report.signals import document as signal_table
 from diagtool.report.signals import rows as signal_rows
 from diagtool.report.tree import Node
 from diagtool.snapshot.model import KINDS, Frame, Snapshot, Stack, Target, Thing
+
+if TYPE_CHECKING:
+    from diagtool.leaks.explain import Explanation
 
 
 def dumps(document: dict[str, Any]) -> str:
@@ -64,6 +67,33 @@ def leaks(report: Report) -> dict[str, Any]:
         "ignored": [_ignored(i) for i in report.ignored],
         "baseline": None if report.baseline is None else _plain(dataclasses.asdict(report.baseline)),
         "clusters": [_cluster(c) for c in report.clusters],
+        "warnings": list(report.warnings),
+    }
+
+
+def explain(report: Report, told: Explanation) -> dict[str, Any]:
+    """The document of ``diagtool leaks --explain``."""
+    return {
+        **_head("explain", report),
+        "finding": _finding(told.finding),
+        "conditions": [
+            {
+                "what": c.what,
+                "count": c.count,
+                "verdict": c.verdict or None,
+                "steps": [dataclasses.asdict(step) for step in c.steps],
+            }
+            for c in told.conditions
+        ],
+        "ways": [_cluster(c) for c in told.ways],
+        "stacks": [_stack(s) for s in told.stacks],
+        "stack_count": told.stack_count,
+        "things": [
+            {**_plain(dataclasses.asdict(t)), "address": hex(t.address) if t.address else None}
+            for t in told.things
+        ],
+        "thing_count": told.thing_count,
+        "chains": [[_stack(s) for s in chain] for chain in told.chains],
         "warnings": list(report.warnings),
     }
 
