@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import struct
 import subprocess
 import time
@@ -373,13 +375,43 @@ def test_separate_debug_files_are_found_where_one_says(tmp_path: Path) -> None:
     debug.parent.mkdir(parents=True)
     subprocess.run(["objcopy", "--only-keep-debug", program, debug], check=True)
     subprocess.run(["strip", program], check=True)
+    link = tmp_path / "linked" / "odd.debug"
+    link.parent.mkdir()
+    shutil.copy(debug, link)
+    subprocess.run(["objcopy", f"--add-gnu-debuglink={link}", program], check=True)
     (without,) = look(program, "plain").values()
     (frames,) = look(program, "plain", debug_directories=[str(tmp_path / "debug")]).values()
+    (linked,) = look(program, "plain", debug_directories=[str(link.parent)]).values()
     assert own(without) == [""] * 5
-    assert own(frames)[:4] == ["wait_here", "inner", "outer", "main"]
+    assert own(frames)[:4] == ["wait_here", "inner", "outer", "main"] == own(linked)[:4]
     assert all(
         f.file and f.file.endswith("odd.c") and f.line for f in frames if f.function in own(frames)[:4]
     )
+
+
+def test_a_debug_server_is_asked_only_if_one_says_and_one_that_is_silent_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = built(tmp_path, "-Wl,--build-id=0x0123456789abcdef0123456789abcdef01234568")
+    subprocess.run(["strip", program], check=True)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it accepts, in the backlog, and says nothing
+        server.setblocking(False)
+        monkeypatch.delenv("DEBUGINFOD_URLS", raising=False)
+        (without,) = look(program, "plain").values()
+        with pytest.raises(BlockingIOError):
+            server.accept()
+        monkeypatch.setenv("DEBUGINFOD_URLS", "http://127.0.0.1:%d" % server.getsockname()[1])
+        monkeypatch.setenv("DEBUGINFOD_TIMEOUT", "1")
+        monkeypatch.setenv("DEBUGINFOD_CACHE_PATH", str(tmp_path / "cache"))
+        (asked,) = look(program, "plain").values()
+        try:
+            server.accept()[0].close()
+        except BlockingIOError:
+            pytest.skip("no libdebuginfod here")
+        with pytest.raises(BlockingIOError):  # libc would have been the next one
+            server.accept()
+    assert own(asked) == own(without) == [""] * 5
+    assert "DRGN_DISABLE_PLUGINS" not in os.environ and "DEBUGINFOD_RETRY_LIMIT" not in os.environ
 
 
 def test_unwind_tables_of_the_other_section_type_are_used(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ _LOOKED_AT = 256 << 10  # bytes of each stack in which is looked for the modules
 _MAX_FILES = 4096  # descriptors that we may have open
 #: Without one of these variables no server is asked.
 _DEBUGINFOD = "DEBUGINFOD_URLS"
+_SILENCE = 5  # seconds in which a server must send something
+_ASKING = 120.0  # seconds in which it may send files
 _DISABLE_PLUGINS = "DRGN_DISABLE_PLUGINS"
 
 
@@ -84,6 +86,25 @@ def unwind(capture: Capture, debug_directories: Sequence[str] = ()) -> NativeSta
                     frames[threads[other].tid] = unwound.at(threads[other].registers["rsp"])
         stacks.frames = {t.tid: frames[t.tid] for t in threads if t.tid in frames}
     return stacks
+
+
+def _is_missing(error: Exception) -> bool:
+    return type(error).__name__ == "MissingDebugInfoError"
+
+
+# Its own limits, a minute and a half and two more attempts for each file, are none for a report.
+@contextmanager
+def _patience() -> Iterator[float]:
+    """Seconds after which libdebuginfod gives up on a server that sends nothing; the user's own count."""
+    ours = {"DEBUGINFOD_TIMEOUT": str(_SILENCE), "DEBUGINFOD_RETRY_LIMIT": "0"}
+    added = [name for name in ours if name not in os.environ]
+    os.environ.update({name: ours[name] for name in added})
+    try:
+        told = os.environ["DEBUGINFOD_TIMEOUT"].strip()
+        yield float(told) if told.isdecimal() and told != "0" else _SILENCE
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 # Plugins are commands and helpers for people at drgn's prompt: half of the time that loading it takes. The
@@ -169,19 +190,40 @@ class _Unwinder:
     def _find_debug_files(self, modules: Sequence[drgn.Module], directories: Sequence[str]) -> None:
         options = self.program.debug_info_options
         options.directories = (*directories, *options.directories)
-        # Paths that a process names are of its own machine: nothing but build-ids counts.
-        options.debug_link_directories = ()
+        # Paths that a process names are of its own machine: nothing but build-ids counts, and in directories
+        # that the user names a debug link, which has a checksum.
+        options.debug_link_directories = tuple(directories)
         options.try_module_name = options.try_procfs = options.try_embedded_vdso = False
         with_id = [m for m in modules if m.build_id]
         try:
-            self.program.find_standard_debug_info(with_id, options)
+            self.program.find_standard_debug_info(modules if directories else with_id, options)
             if os.environ.get(_DEBUGINFOD, "").strip():
                 self.program.set_enabled_debug_info_finders(["debuginfod"])
-                self.program.load_module_debug_info(*[m for m in with_id if m.wants_debug_file()])
+                self._ask_server([m for m in with_id if m.wants_debug_file()])
         except Exception as error:  # noqa: BLE001 - drgn raises many kinds; without names a stack is still one
-            first = str(error).partition("\n")[0]
-            if type(error).__name__ != "MissingDebugInfoError":
+            if not _is_missing(error):
+                first = str(error).partition("\n")[0]
                 self.warnings.append(f"debug files could not be read: {first}")
+
+    # One after the other: a server that does not answer is asked for one, not for hundreds.
+    def _ask_server(self, modules: Sequence[drgn.Module]) -> None:
+        began = time.monotonic()
+        with _patience() as patience:
+            for number, module in enumerate(modules):
+                asked = time.monotonic()
+                try:
+                    self.program.load_module_debug_info(module)
+                except Exception as error:
+                    if not _is_missing(error):
+                        raise
+                now = time.monotonic()
+                silent = module.wants_debug_file() and now - asked >= patience - 0.5
+                if silent or now - began >= _ASKING:
+                    left = len(modules) - number - (not silent)
+                    why = f"it did not answer for {patience:,.0f} s" if silent else "it took too long"
+                    if left:
+                        self.warnings.append(f"debuginfod was not asked for {left:,} libraries: {why}")
+                    return
 
     # -- frames -----------------------------------------------------------------------------------------
 
