@@ -128,13 +128,13 @@ class Looker:
             return None
         if rule is not None and rule.check and not CHECKS[rule.check].words.search(module.text):
             return None
-        if module.tree is None:
-            self._say(f"{name} {module.problem}: its source was only searched, not understood")
-            return None
         doubt = self.sources.doubt(name)
         if doubt is not None:
             self._say(_DOUBTS[doubt].format(name))
             return None
+        if module.tree is None:
+            self._say(f"{name} {module.problem}: its source was only searched, not understood")
+            return module if rule is not None and rule.pattern and rule.at == "files" else None
         return module
 
     def _of_creation(self, rule: SourceRule, finding: Finding) -> list[SourceLine]:
