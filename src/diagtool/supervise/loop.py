@@ -233,9 +233,10 @@ class Supervisor:
         if not crashes and not tree.is_python(pid):
             self._tracer.go_on(tid, number)
             return
+        why: Why = "crash" if crashes else "signal"
+        text = f"as it got {name}"
         if fatal:
-            why: Why = "crash" if crashes else "signal"
-            text = f"as {name} ended it"
+            text = f"as {name} ended {'it' if pid == self._ended.pid else 'that'}"
             look = self._look(pid, why, text, standing=True, whole=True)
             if crashes:
                 look.signal, look.tid = notice.info, tid
@@ -243,8 +244,10 @@ class Supervisor:
             self._dying.add(pid)
         else:
             self._signalled.add(number)
-            look = self._look(pid, "signal", f"as it got {name}")
+            look = self._look(pid, why, text)
         look.captured = lambda: self._call(lambda: self._tracer.go_on(tid, number))
+        if pid == self._ended.pid:  # the others first: it may be about to end them
+            self._look_at_all(why if why != "crash" else "signal", text, but=pid)
         self._analyst.take(look)
 
     # -- looks --------------------------------------------------------------------------------------------
@@ -275,9 +278,9 @@ class Supervisor:
         pid = self._ended.pid
         return [p for p in [pid, *tree.below(pid)][:_MOST_LOOKED_AT] if tree.alive(p)]
 
-    def _look_at_all(self, why: Why, text: str, whole: bool = False) -> None:
+    def _look_at_all(self, why: Why, text: str, whole: bool = False, but: int = 0) -> None:
         for pid in self._processes():
-            if tree.is_python(pid) and pid not in self._dying:
+            if tree.is_python(pid) and pid not in self._dying and pid != but:
                 self._analyst.take(self._look(pid, why, text, whole=whole))
 
     def _poll(self) -> None:

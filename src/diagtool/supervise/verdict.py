@@ -8,6 +8,7 @@ end, a hang) is judged alone, too, as ``diagtool leaks`` would. What is found mo
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = ["judge"]
 _SERIES = ("sample", "every", "asked", "exit", "signal", "hang", "threshold")
 _ALONE = ("asked", "exit", "signal", "hang", "threshold", "crash")
 _BY_CHANCE = ("sample", "every", "check", "threshold")
+_MOST_FAILED = 3  # looks of one process
 _MOST_NAMED = 20  # orphans
 
 #: (finding, the look it is of)
@@ -132,14 +134,22 @@ def _when(look: Look, ended: Ended) -> str:
     return f"seen {look.text}, {look.at:.1f} s after the start; the command ended after {ended.seconds:.1f} s"
 
 
-def _troubles(looks: Iterable[Look]) -> list[str]:
+def _troubles(looks: Sequence[Look]) -> list[str]:
     out = []
+    read = {look.pid for look in looks if look.snapshot is not None}
+    failed = Counter(look.pid for look in looks if look.error is not None)
     for look in looks:
-        # In its end a Python has taken its interpreter down, as a rule; before, it may just have ended.
-        if look.error is not None and look.why != "exit" and not (look.gone and look.why in _BY_CHANCE):
-            out.append(f"process {look.pid} could not be read {look.text}: {look.error}")
         if look.core_error:
             out.append(f"no core was written: {look.core_error}")
+        # In its end a Python has taken its interpreter down, as a rule.
+        if look.error is None or look.why == "exit":
+            continue
+        # One look by chance may be too early or too late.
+        chance = look.why in _BY_CHANCE
+        if chance and (look.gone or look.pid in read or failed[look.pid] < _MOST_FAILED):
+            continue
+        what = f"process {look.pid} could not be read"
+        out.append(f"{what}: {look.error}" if chance else f"{what} {look.text}: {look.error}")
     return out
 
 
