@@ -43,6 +43,7 @@ _COMMANDS = (
     "signals",
     "diff",
     "export",
+    "sql",
     "templates",
     "doctor",
     "completion",

@@ -57,7 +57,7 @@ def save(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
                 "PRAGMA page_size = 8192; PRAGMA temp_store = MEMORY;"
                 f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
             )
-            db.executescript(_schema())
+            db.executescript(schema())
             db.execute("BEGIN")
             write_rows(db, snapshot)
             db.execute("COMMIT")
@@ -72,20 +72,43 @@ def load(path: str | os.PathLike[str]) -> Snapshot:
     """
     path = Path(path)
     try:
-        _check_header(path)
-        # immutable: no locks, no journal of a stranger rolled back, works in a read-only folder.
-        uri = path.absolute().as_uri() + "?mode=ro&immutable=1"
-        with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
-            # Nothing in a stranger's schema may run: no triggers, no functions in its views.
-            db.execute("PRAGMA trusted_schema = OFF")
+        with contextlib.closing(connect(path)) as db:
             _check_schema(db, path)
             return read_rows(db)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {_reason(error)}", "Check the path and its mode.") from None
     except BadRows as error:
         raise StoreError(f"{path} is damaged: {error}", _COPY_AGAIN) from None
     except (sqlite3.Error, ValueError, RecursionError) as error:  # ValueError: names that are no UTF-8
-        raise StoreError(f"{path} is damaged: {_reason(error)}", _COPY_AGAIN) from None
+        raise damaged(path, error) from None
+
+
+def connect(path: str | os.PathLike[str]) -> sqlite3.Connection:
+    """The database in a .diag file, to be read only. What is in it may come from anybody.
+
+    Raises StoreError as :func:`load` does, but the tables and rows were not looked at yet.
+    """
+    path = Path(path)
+    try:
+        _check_header(path)
+        # immutable: no locks, no journal of a stranger rolled back, works in a read-only folder.
+        uri = path.absolute().as_uri() + "?mode=ro&immutable=1"
+        db = sqlite3.connect(uri, uri=True, isolation_level=None)
+        # Nothing in a stranger's schema may run: no triggers, no functions in its views.
+        db.execute("PRAGMA trusted_schema = OFF")
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {_reason(error)}", "Check the path and its mode.") from None
+    except sqlite3.Error as error:
+        raise damaged(path, error) from None
+    return db
+
+
+def damaged(path: str | os.PathLike[str], error: Exception) -> StoreError:
+    """What to raise when reading the database failed."""
+    return StoreError(f"{os.fspath(path)} is damaged: {_reason(error)}", _COPY_AGAIN)
+
+
+def schema() -> str:
+    """The SQL that makes the tables and views, with comments on what each column means."""
+    return Path(__file__).with_name("schema.sql").read_text("utf-8")
 
 
 def is_store(head: bytes) -> bool:
@@ -149,10 +172,6 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _schema() -> str:
-    return Path(__file__).with_name("schema.sql").read_text("utf-8")
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -195,7 +214,7 @@ def _check_schema(db: sqlite3.Connection, path: Path) -> None:
     tables = "SELECT name, sql FROM sqlite_master WHERE type = 'table'"
     there = dict(db.execute(tables).fetchall())
     with contextlib.closing(sqlite3.connect(":memory:")) as ours:
-        ours.executescript(_schema())
+        ours.executescript(schema())
         for name, sql in ours.execute(tables).fetchall():
             if there.get(name) != sql:
                 what = "is not the one that diagtool writes" if name in there else "is missing"

@@ -27,7 +27,7 @@ from diagtool.report.text import clean
 from diagtool.snapshot.columns import TARGET_FIELDS, THREAD_FIELDS
 from diagtool.snapshot.model import Frame, Snapshot
 
-__all__ = ("Table", "guarded", "tables")
+__all__ = ("Table", "guarded", "lines_of", "tables")
 
 #: Gives the table piece by piece.
 Table = Callable[[], Iterator[bytes]]
@@ -64,9 +64,9 @@ def tables(snapshot: Snapshot, report: Report | None = None) -> dict[str, Table]
         "traces": lambda: _traces(snapshot),
         "threads": lambda: _threads(snapshot),
         "things": lambda: _things(snapshot),
-        "awaits": lambda: _lines(("awaiting", "awaited"), snapshot.awaits.tolist()),
-        "labels": lambda: _lines(("stack", "name", "value"), snapshot.labels),
-        "warnings": lambda: _lines(("text",), ((text,) for text in snapshot.warnings)),
+        "awaits": lambda: lines_of(("awaiting", "awaited"), snapshot.awaits.tolist()),
+        "labels": lambda: lines_of(("stack", "name", "value"), snapshot.labels),
+        "warnings": lambda: lines_of(("text",), ((text,) for text in snapshot.warnings)),
     }
     if report is not None:
         document = leaks(report)
@@ -99,7 +99,7 @@ def _cell(value: Any) -> Any:
     return guarded(json.dumps(value, separators=(",", ":"), default=str))
 
 
-def _lines(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[bytes]:
+def lines_of(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> Iterator[bytes]:
     """A table of plain values, some thousand rows at a time."""
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\r\n")
@@ -128,7 +128,7 @@ def _records(rows: Sequence[Any], first: Sequence[str] = ()) -> Iterator[bytes]:
     columns = list(seen)[:_MOST_COLUMNS]
     if not columns:
         return iter(())
-    return _lines(columns, ([_record_cell(c, row.get(c)) for c in columns] for row in kept))
+    return lines_of(columns, ([_record_cell(c, row.get(c)) for c in columns] for row in kept))
 
 
 def _record_cell(column: str, value: Any) -> Any:
@@ -168,7 +168,7 @@ def _target(snapshot: Snapshot) -> Iterator[bytes]:
     target = snapshot.target
     rows: list[tuple[str, Any]] = [(name, getattr(target, name)) for name in TARGET_FIELDS]
     rows += [("cmdline", target.cmdline), ("pause_ms", snapshot.pause_ms), ("details", target.details)]
-    return _lines(("key", "value"), rows)
+    return lines_of(("key", "value"), rows)
 
 
 def _threads(snapshot: Snapshot) -> Iterator[bytes]:
@@ -180,7 +180,7 @@ def _threads(snapshot: Snapshot) -> Iterator[bytes]:
         ]
         for t in snapshot.threads
     )
-    return _lines(tuple(THREAD_FIELDS), rows)
+    return lines_of(tuple(THREAD_FIELDS), rows)
 
 
 def _things(snapshot: Snapshot) -> Iterator[bytes]:
@@ -202,7 +202,7 @@ def _things(snapshot: Snapshot) -> Iterator[bytes]:
         )
         for number, t in enumerate(snapshot.things)
     )
-    return _lines(columns, rows)
+    return lines_of(columns, rows)
 
 
 _STACK_COLUMNS = (
