@@ -104,7 +104,7 @@ class TestOutputs:
         self, capsys: Say, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
         Path("r").write_text("before")
-        monkeypatch.setattr("diagtool.cli.output.tempfile.mkstemp", full_disk)
+        monkeypatch.setattr("tempfile.mkstemp", full_disk)
         assert main(["leaks", "s.diag", f"--format={name}=r"]) == 3
         assert says(capsys) == [
             "diagtool: r cannot be written: No space left on device",
@@ -117,7 +117,7 @@ class TestOutputs:
         def mkstemp(**options: Any) -> tuple[int, str]:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-        monkeypatch.setattr("diagtool.cli.output.tempfile.mkstemp", mkstemp)
+        monkeypatch.setattr("tempfile.mkstemp", mkstemp)
         assert main(["leaks", "s.diag", "--format=sarif=r.sarif", "--format=json"]) == 3
         out = capsys.readouterr()
         assert out.err.startswith("diagtool: r.sarif cannot be written: Read-only file system")
@@ -241,7 +241,7 @@ class TestBaseline:
         self, capsys: Say, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         Path(".diagtool.toml").write_text("# mine\n")
-        monkeypatch.setattr("diagtool.cli.output.tempfile.mkstemp", full_disk)
+        monkeypatch.setattr("tempfile.mkstemp", full_disk)
         assert main(["leaks", "s.diag", "--write-baseline"]) == 3
         assert says(capsys)[0].endswith("/.diagtool.toml cannot be written: No space left on device")
         assert Path(".diagtool.toml").read_text() == "# mine\n"

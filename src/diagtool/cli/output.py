@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +28,8 @@ class OutputError(Exception):
 def width(output: Path | None) -> int:
     """Columns to lay a report out for."""
     if output is None and sys.stdout is not None and sys.stdout.isatty():
+        import shutil
+
         return max(shutil.get_terminal_size().columns, MIN_WIDTH)
     columns = os.environ.get("COLUMNS", "")
     return max(int(columns), MIN_WIDTH) if columns.isdecimal() and len(columns) < 5 else FILE_WIDTH
@@ -94,6 +94,9 @@ def new_folder(output: Path | None) -> Iterator[Path]:
     """A folder that takes its name ``output`` when the block ends well; else nothing is left of it."""
     check_new_folder(output)
     assert output is not None
+    import shutil
+    import tempfile
+
     mask = os.umask(0)
     os.umask(mask)
     try:
@@ -185,6 +188,8 @@ def _replaced(path: Path) -> Iterator[TextIO]:
     mode = 0o666 & ~mask
     with suppress(OSError):
         mode = stat.S_IMODE(path.stat().st_mode)  # who may read it stays as somebody decided
+    import tempfile  # and with it what makes random numbers and archives
+
     handle, name = tempfile.mkstemp(prefix=".diagtool-", suffix=".tmp", dir=path.parent)
     temp = Path(name)
     try:
