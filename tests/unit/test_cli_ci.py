@@ -18,7 +18,8 @@ from made_snapshots import report, starved
 import diagtool.leaks
 from diagtool.cli import main
 from diagtool.cli.formats import FORMATS
-from diagtool.leaks.model import Report, is_own
+from diagtool.leaks.model import Report
+from diagtool.leaks.own import is_own
 from diagtool.snapshot.model import Frame, Snapshot
 from diagtool.snapshot.store import save
 

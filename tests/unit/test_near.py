@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from made_stacks import EVENT, QUEUE_GET, World, frames
 
 from diagtool.leaks import find_leaks
-from diagtool.leaks.model import is_own
 from diagtool.leaks.near import NearClusters
+from diagtool.leaks.own import is_own
 from diagtool.snapshot.model import Frame, Snapshot
 
 

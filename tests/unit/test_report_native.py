@@ -88,7 +88,10 @@ def test_marks_between_frames_that_are_folded_are_one() -> None:
 
 def test_what_does_not_fit_in_the_last_line_goes_into_another() -> None:
     target = Target("live", pid=7, runtime="cpython 3.12.1")
-    short, long = "3 threads", "3,658 open files, at most 20,000 (18 % in use), 1,552 without an owner in Python"
+    short, long = (
+        "3 threads",
+        "3,658 open files, at most 20,000 (18 % in use), 1,552 without an owner in Python",
+    )
     said = ["".join(text for text, _ in line) for line in closing(short, target, 1.0, View(80))]
     assert said == ["3 threads · cpython 3.12.1, pid 7 · stopped for 1.0 ms"]
     said = ["".join(text for text, _ in line) for line in closing(long, target, 1.0, View(80))]

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_snapshots import FETCH, GET, LEAF, RUN, TREND, finding, report, starved
 
-from diagtool.leaks.model import Report, WaitingOn, is_own
+from diagtool.leaks.model import Report, WaitingOn
+from diagtool.leaks.own import is_own
 from diagtool.report import stacks, terminal
 from diagtool.report.sources import Sources
 from diagtool.report.terminal import MAX_FINDINGS, View

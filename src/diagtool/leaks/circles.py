@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from diagtool.leaks.crossings import TRAMPOLINES
-from diagtool.leaks.model import is_internal, is_own
+from diagtool.leaks.own import is_internal, is_own
 from diagtool.snapshot.model import Frame, Snapshot, Thing
 from diagtool.snapshot.names import without_arguments
 

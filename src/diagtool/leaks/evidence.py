@@ -13,7 +13,8 @@ from diagtool.leaks.cluster import kind_name, things_of
 from diagtool.leaks.condition import Resolve
 from diagtool.leaks.facts import Facts, Rows
 from diagtool.leaks.match import Match, resolver_of
-from diagtool.leaks.model import WaitingOn, is_own
+from diagtool.leaks.model import WaitingOn
+from diagtool.leaks.own import is_own
 from diagtool.leaks.series import Course
 from diagtool.snapshot.model import Snapshot, Thing
 

@@ -17,8 +17,8 @@ from diagtool.leaks.circles import circle_of, in_words
 from diagtool.leaks.cluster import Clusters, things_of
 from diagtool.leaks.condition import Condition
 from diagtool.leaks.crossings import callback_of, merged_frames, team_of, team_threads
-from diagtool.leaks.model import is_own
 from diagtool.leaks.near import NearClusters
+from diagtool.leaks.own import is_own
 from diagtool.leaks.owners import cycles, owners
 from diagtool.leaks.pattern import FrameIndex, FramePattern
 from diagtool.leaks.timeouts import timeouts_left

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Literal
 
-from diagtool.leaks.own import is_internal as is_internal
-from diagtool.leaks.own import is_own as is_own
+from diagtool.leaks.own import is_own
 from diagtool.snapshot.model import Frame, Target
 
 Verdict = Literal["proven", "likely", "suspect"]
@@ -28,6 +27,7 @@ NO_STACKS = ("object", "block", "descriptor", "byte", "signal", "process")
 
 #: How many names of stacks are kept as examples of a finding or a cluster.
 MAX_EXAMPLES = 5
+
 
 @dataclass(frozen=True, slots=True)
 class WaitingOn:

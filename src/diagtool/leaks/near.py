@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from diagtool.leaks.model import is_own
+from diagtool.leaks.own import is_own
 from diagtool.snapshot.model import Frame, Snapshot
 
 __all__ = ["NearClusters"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from diagtool.leaks.model import is_own
+from diagtool.leaks.own import is_own
 from diagtool.snapshot.model import Frame, Snapshot
 
 __all__ = ["allocated_at", "recorded_at"]

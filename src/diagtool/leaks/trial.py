@@ -16,7 +16,8 @@ from diagtool.leaks.facts import Facts, Rows
 from diagtool.leaks.growth import derive
 from diagtool.leaks.match import Matcher
 from diagtool.leaks.memorygrowth import derive_memory
-from diagtool.leaks.model import Cluster, Finding, Report, is_own
+from diagtool.leaks.model import Cluster, Finding, Report
+from diagtool.leaks.own import is_own
 from diagtool.leaks.pattern import FrameIndex, StackPattern
 from diagtool.leaks.series import Course, in_order
 from diagtool.leaks.tables import RowGroup, row_count, row_groups, row_resolver

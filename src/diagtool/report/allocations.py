@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from diagtool.leaks.model import is_own
+from diagtool.leaks.own import is_own
 from diagtool.report.heap import matches
 from diagtool.report.terminal import View, about, place, warnings
 from diagtool.report.text import Line, cells, clean, count, cut, size, wrap

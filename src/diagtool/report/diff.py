@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from diagtool.leaks.model import is_own
+from diagtool.leaks.own import is_own
 from diagtool.report.terminal import View, about, doing, place, warnings
 from diagtool.report.text import Line, cells, clean, count, cut, duration, size, wrap
 from diagtool.snapshot.diff import Change, Diff

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diagtool.leaks.model import Finding, Report, is_own
+from diagtool.leaks.model import Finding, Report
+from diagtool.leaks.own import is_own
 from diagtool.snapshot.model import Frame, Target
 
 __all__ = ("Location", "Locations", "root_of")

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from diagtool.leaks.cluster import frames_of
-from diagtool.leaks.model import MAX_EXAMPLES, is_internal
+from diagtool.leaks.model import MAX_EXAMPLES
+from diagtool.leaks.own import is_internal
 from diagtool.report.terminal import View, closing, doing, frame_lines, labelled, thing, warnings
 from diagtool.report.text import Line, cells, clean, count
 from diagtool.snapshot.model import KIND, STATES, Frame, Snapshot, Thing

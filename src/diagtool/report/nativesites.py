@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from diagtool.leaks.model import is_own
+from diagtool.leaks.own import is_own
 from diagtool.report.allocations import AllocationSite, site_of_row
 from diagtool.report.terminal import View, place
 from diagtool.report.text import clean

@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import quote
 
 from diagtool._version import __version__
-from diagtool.leaks.model import Finding, Ignored, Report, is_own
+from diagtool.leaks.model import Finding, Ignored, Report
+from diagtool.leaks.own import is_own
 from diagtool.report.locations import Locations
 from diagtool.report.markdown import escaped
 from diagtool.report.terminal import about, thing, totals

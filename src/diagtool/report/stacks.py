@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from diagtool.leaks.model import Cluster, Report, is_own
+from diagtool.leaks.model import Cluster, Report
+from diagtool.leaks.own import is_own
 from diagtool.report.terminal import View, closing, doing, ended_by, frames, place, warnings
 from diagtool.report.text import Line, cells, clean, count, cut, pad
 from diagtool.report.tree import Node

@@ -29,8 +29,8 @@ from diagtool.leaks.model import (
     Ignored,
     Report,
     WaitingOn,
-    is_own,
 )
+from diagtool.leaks.own import is_own
 from diagtool.report.sources import Sources
 from diagtool.report.text import MIN_WIDTH, Line, cells, clean, count, cut, duration, pad, size, wrap
 from diagtool.snapshot.model import Frame, Target, Thing

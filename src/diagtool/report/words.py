@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from diagtool.leaks.model import Finding, Ignored, is_own
+from diagtool.leaks.model import Finding, Ignored
+from diagtool.leaks.own import is_own
 from diagtool.report.terminal import doing, place
 from diagtool.report.text import clean, count, size
 from diagtool.snapshot.model import Frame

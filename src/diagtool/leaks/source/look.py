@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from diagtool.leaks.model import Finding, SourceLine, is_own
+from diagtool.leaks.model import Finding, SourceLine
+from diagtool.leaks.own import is_own
 from diagtool.leaks.source.check import Ask, Check, Hit
 from diagtool.leaks.source.checks import CHECKS
 from diagtool.leaks.source.expression import search

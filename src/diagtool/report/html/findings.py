@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from diagtool.leaks.model import NO_STACKS, Finding, SourceLine, is_own
+from diagtool.leaks.model import NO_STACKS, Finding, SourceLine
+from diagtool.leaks.own import is_own
 from diagtool.report.html.frames import Frames, short_name
 from diagtool.report.terminal import doing, place, thing
 from diagtool.report.text import count, duration, size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from diagtool.leaks.model import is_internal, is_own
+from diagtool.leaks.own import is_internal, is_own
 from diagtool.report.sources import Sources
 from diagtool.report.terminal import place
 from diagtool.report.text import clean

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from diagtool.leaks.cluster import Clusters, frames_of, kind_name, state_name, things_of
-from diagtool.leaks.model import Cluster, Report, is_own
+from diagtool.leaks.model import Cluster, Report
+from diagtool.leaks.own import is_own
 from diagtool.leaks.owners import owners
 from diagtool.report.html.frames import short_name
 from diagtool.report.terminal import doing, place
