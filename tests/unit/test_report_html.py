@@ -251,6 +251,27 @@ def test_a_series_has_lines_and_a_single_snapshot_none() -> None:
     assert growth(snaps[:1], 12) is None
 
 
+def test_areas_add_up_to_what_was_counted() -> None:
+    snap = starved()
+    snap.tables["heap_types"] = [
+        {"type": f"app.T{i}", "count": 2, "own": 100, "owned": i, "types": 1} for i in range(300)
+    ]
+    snap.tables["heap_containers"] = [container(100), container(0, root="nonsense"), {"type": 5}]
+    snap.tables["memory_owners"] = [
+        {"owner": "glibc heap", "rss": 1000, "used": 1500, "free": 300, "note": ""},
+        {"owner": "Python objects", "rss": 500, "used": 300, "free": 200, "note": "<b>"},
+    ]
+
+    data = _Parsed(page(report(), [snap])).data
+
+    total = sum(row["own"] + row["owned"] for row in snap.tables["heap_types"])
+    for name, expected in (("heap", total), ("memory", 1500), ("containers", 260_000)):
+        assert sum(node.get("value", 0) for node in data[name]["nodes"]) == expected
+    parts = [(n["name"], n["value"]) for n in data["memory"]["nodes"] if "value" in n]
+    assert parts == [("in use", 1000), ("in use", 300), ("free", 200)]
+    assert data["heap"]["left_out"] == 60
+
+
 def test_every_template_brings_its_runbook() -> None:
     for template in builtin():
         assert template.idle or nodes(template.id), template.id

@@ -10,13 +10,22 @@ from diagtool.report.heap import counts
 from diagtool.report.text import clean, count, size
 from diagtool.snapshot.model import Snapshot
 
-__all__ = ["heap", "kept", "memory"]
+__all__ = ["containers", "heap", "kept", "memory"]
 
 Row = dict[str, Any]
 
 _OWNERS = {"owner": "text", "rss": "number", "used": "number?", "free": "number?", "note": "text"}
 _LIBRARIES = {"path": "text", "rss": "number"}
 _KEPT = {"what": "text", "name": "text", "bytes": "number", "objects": "number"}
+_CONTAINERS = {"type": "text", "items": "number", "bytes": "number", "held_by": "text?", "root": "text"}
+#: Where the way to a container begins, in words.
+_ROOTS = {
+    "module": "globals of modules",
+    "local": "locals of frames",
+    "task": "tasks",
+    "native": "C and threads",
+    "none": "unknown",
+}
 #: The owner whose parts are the mapped libraries.
 _PROGRAMS = "programs and libraries"
 
@@ -50,6 +59,20 @@ def kept(snapshot: Snapshot, most: int) -> Row | None:
         module, _, name = row["name"].rpartition(".")
         text = f"{clean(row['name'])} keeps {count(row['objects'], 'object')}, {size(row['bytes'])}"
         tree.add(module or "builtins", name, row["bytes"], text)
+    return {"nodes": tree.nodes(), "left_out": max(len(rows) - most, 0)}
+
+
+def containers(snapshot: Snapshot, most: int) -> Row | None:
+    """The largest containers with what their items keep, by where they are held; None: not looked for."""
+    rows = [r for r in checked_rows(snapshot, "heap_containers", _CONTAINERS) if r["bytes"]]
+    if not rows:
+        return None
+    rows.sort(key=lambda r: -r["bytes"])
+    tree = _Tree("the largest containers")
+    for row in rows[:most]:
+        held = clean(row["held_by"] or row["type"])
+        text = f"{held}: {count(row['items'], 'item')}, {size(row['bytes'])}"
+        tree.add(_ROOTS.get(row["root"], "unknown"), held, row["bytes"], text)
     return {"nodes": tree.nodes(), "left_out": max(len(rows) - most, 0)}
 
 

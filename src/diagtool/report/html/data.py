@@ -46,6 +46,7 @@ def document(
         "waits": waits(last, report, limits.waits),
         "flame": flame(last, limits.flame),
         "heap": amounts.heap(last, limits.tiles),
+        "containers": amounts.containers(last, limits.tiles),
         "kept": amounts.kept(last, limits.tiles),
         "memory": amounts.memory(last, limits.tiles),
         "growth": growth(snapshots, limits.lines),

@@ -79,15 +79,15 @@ def _clusters(report: Report, frames: Frames, most: int) -> Row:
             c.state,
             c.wait,
             verdicts.get(c.finding or "") or ("idle" if c.idle else None),
+            frames.ids(c.frames),
             c.template,
             thing(c.waiting_on) if c.waiting_on else None,
-            frames.ids(c.frames),
         ]
         for c in report.clusters[:most]
     ]
     columns = (
         *(("count", "count"), ("kind", "text"), ("state", "text"), ("waits in", "code")),
-        *(("verdict", "verdict"), ("template", "code"), ("waits on", "text"), ("stack", "stack")),
+        *(("verdict", "verdict"), ("stack", "stack"), ("template", "code"), ("waits on", "text")),
     )
     return _table("clusters", "Clusters: stacks that are alike", columns, rows, report.summary.clusters)
 

@@ -67,6 +67,7 @@ function pictureSections(data) {
   }
   const areas = [
     data.heap && areaPicture('Objects by module and type', 'An area is as large as the bytes of all objects of a type.', data.heap, data.frames),
+    data.containers && areaPicture('Largest containers, with what they keep', 'By where they are held. What lies in a container that lies in another counts in both.', data.containers, data.frames),
     data.kept && areaPicture('What types keep', 'What would be free without the objects of a type. What two types keep together counts for neither.', data.kept, data.frames),
     data.memory && areaPicture('Resident memory by owner', 'Whose the memory in use is; of allocators what is in use and what is free.', data.memory, data.frames),
   ].filter(Boolean);
@@ -234,6 +235,7 @@ function drawFlame(stage, tools, flame) {
 function areaPicture(name, about, tree, frames) {
   const groups = new Map(tree.nodes.filter((n) => n.parent === 0).map((n) => [n.id, n.name]));
   const leaves = tree.nodes.filter((n) => n.value !== undefined);
+  if (tree.left_out) about += ' ' + whole.format(tree.left_out) + ' of the smallest are left out.';
   const table = {
     id: fresh('area'), title: 'The same as a table', total: leaves.length,
     columns: [{ label: 'bytes', holds: 'bytes' }, { label: 'group', holds: 'code' }, { label: 'name', holds: 'code' }, { label: 'in words', holds: 'text' }],
