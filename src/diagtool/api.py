@@ -255,12 +255,15 @@ def find_leaks(
     *,
     templates: str | os.PathLike[str] | None = None,
     min_count: int | None = None,
+    baseline: str | os.PathLike[str] | None = None,
 ) -> Report:
     """What leaked or hangs, by verdict.
 
     Of several snapshots of one process, oldest first, only what persisted or grew is reported. ``templates``
     is a folder with leak templates to use besides our own. ``min_count`` is the least number of stacks of a
-    finding, in the place of each template's own. Raises TemplateError (``diagtool.leaks.template``).
+    finding, in the place of each template's own. ``baseline`` is a file with what is known
+    (docs/baseline.md): it moves to ``Report.ignored``; none is looked for. Raises TemplateError
+    (``diagtool.leaks.template``), and BaselineError (``diagtool.leaks.baseline``).
     """
     from diagtool.leaks import find_leaks as find
     from diagtool.leaks.template import library
@@ -268,7 +271,12 @@ def find_leaks(
 
     series = [snapshots] if isinstance(snapshots, Snapshot) else list(snapshots)
     chosen = library(None if templates is None else Path(templates))
-    return find(series, templates=chosen, min_count=min_count)
+    if baseline is None:
+        return find(series, templates=chosen, min_count=min_count)
+    from diagtool.leaks.baseline import apply, read
+
+    known = read(Path(baseline))  # before the work, which a mistake in it must not cost
+    return apply(find(series, templates=chosen, min_count=min_count), known)
 
 
 def _pid(target: TargetName) -> int:

@@ -7,8 +7,9 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from made_snapshots import FETCH, GET, LEAF, finding, report
+from made_snapshots import FETCH, GET, LEAF, finding, report, starved
 
+import diagtool
 from diagtool.leaks.baseline import Baseline, BaselineError, apply, find, fits, read
 from diagtool.leaks.baseline_toml import read_text
 from diagtool.leaks.baseline_write import with_entries
@@ -318,3 +319,14 @@ def test_pyproject_keeps_everything_too() -> None:
     assert bare.startswith("[project]\nname = 'x'\n") and len(known.entries) == 2
     other, known = added("[tool.diagtool]\n[tool.ruff]\na = 1\n", "pyproject.toml", table)
     assert "[tool.ruff]\na = 1\n" in other and len(known.entries) == 2
+
+
+def test_the_api_has_it_too(tmp_path: Path) -> None:
+    snap = starved()
+    snap.waits = ["", "nobody.knows"]
+    (known,) = diagtool.find_leaks(snap).findings
+    file = tmp_path / "b.toml"
+    file.write_text('[[ignore]]\nframe = "worker.leaf"\nreason = "r"\n')
+    judged = diagtool.find_leaks(snap, baseline=file)
+    assert judged.findings == () and [i.finding for i in judged.ignored] == [known]
+    assert diagtool.find_leaks(snap).findings == (known,)
