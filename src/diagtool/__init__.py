@@ -7,9 +7,10 @@
     for finding in report.findings:
         print(finding.verdict, finding.count, finding.title)
 
-``capture(target)`` gives the bytes of one instant, ``snapshot(target)`` what was decoded from them,
-``load(path)`` a snapshot from a .diag file, ``find_leaks(snapshots)`` the findings; ``guard()`` watches a
-block of the program that asks for it. Everything is imported on first use.
+``capture(target)`` gives the bytes of one instant, ``snapshot(target)`` what was decoded from them, ``save``
+and ``load`` keep it in a .diag file, ``find_leaks(snapshots)`` gives the findings; ``to_dict``, ``export``
+and ``sql`` hand on what is known; ``guard()`` watches a block of the program that asks for it. docs/api.md
+has examples, and all names. Everything is imported on first use.
 """
 
 from __future__ import annotations
@@ -25,9 +26,63 @@ from diagtool._version import __version__
 
 if TYPE_CHECKING:
     from diagtool.api import capture, find_leaks, load, snapshot
+    from diagtool.capture.errors import NoSuchTarget, NotPermitted, NotSupported, TargetError
+    from diagtool.leaks.model import Cluster, Finding, Report
+    from diagtool.leaks.series import SeriesError
+    from diagtool.leaks.template import TemplateError
     from diagtool.probes.guard import guard
+    from diagtool.report.export import ExportError
+    from diagtool.results import export, save, sql, to_dict
+    from diagtool.snapshot.model import Frame, Snapshot, Stack, Target, Thing
+    from diagtool.snapshot.query import BadQuery
+    from diagtool.snapshot.store import StoreError
 
-__all__ = ["__version__", "capture", "find_leaks", "guard", "load", "snapshot"]
+#: Where each name is; docs/api.md has all of them. What is not here may change with any version.
+_PUBLIC = {
+    **dict.fromkeys(("find_leaks", "load"), "diagtool.api"),
+    **dict.fromkeys(("export", "save", "sql", "to_dict"), "diagtool.results"),
+    "guard": "diagtool.probes.guard",
+    **dict.fromkeys(("Frame", "Snapshot", "Stack", "Target", "Thing"), "diagtool.snapshot.model"),
+    **dict.fromkeys(("Cluster", "Finding", "Report"), "diagtool.leaks.model"),
+    **dict.fromkeys(
+        ("NoSuchTarget", "NotPermitted", "NotSupported", "TargetError"), "diagtool.capture.errors"
+    ),
+    "StoreError": "diagtool.snapshot.store",
+    "TemplateError": "diagtool.leaks.template",
+    "SeriesError": "diagtool.leaks.series",
+    "ExportError": "diagtool.report.export",
+    "BadQuery": "diagtool.snapshot.query",
+}
+
+__all__ = [
+    "BadQuery",
+    "Cluster",
+    "ExportError",
+    "Finding",
+    "Frame",
+    "NoSuchTarget",
+    "NotPermitted",
+    "NotSupported",
+    "Report",
+    "SeriesError",
+    "Snapshot",
+    "Stack",
+    "StoreError",
+    "Target",
+    "TargetError",
+    "TemplateError",
+    "Thing",
+    "__version__",
+    "capture",
+    "export",
+    "find_leaks",
+    "guard",
+    "load",
+    "save",
+    "snapshot",
+    "sql",
+    "to_dict",
+]
 
 
 class _CallablePackage(ModuleType):
@@ -43,8 +98,10 @@ for _name in ("capture", "snapshot"):
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("find_leaks", "load"):
-        return getattr(import_module("diagtool.api"), name)
-    if name == "guard":
-        return import_module("diagtool.probes.guard").guard
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -148,56 +148,18 @@ def _profile(
 ) -> int:
     from diagtool.cli.output import print_bytes
     from diagtool.cli.progress import progress
-
-    if to == "chrome":
-        from diagtool.report.export.chrome import MOST_TRACKS, chrome
-
-        print_bytes(chrome(_in_order(snapshots), limit or MOST_TRACKS), output)
-        return 0
-    from diagtool.report.export.samples import samples
-
-    if to == "speedscope":
-        from diagtool.report.export.speedscope import speedscope
-
-        ordered = _in_order(snapshots)
-        parts = [(_when(s, ordered), samples(s, by, native=native)) for s in ordered]
-        print_bytes(speedscope(_title(ordered[-1]), parts), output)
-    elif to == "pprof":
-        from diagtool.leaks import find_leaks
-        from diagtool.report.export.pprof import pprof
-
-        with progress("matching leak templates"):
-            report = find_leaks([snapshots[0]]) if by != "bytes" else None
-        print_bytes(pprof(snapshots[0], samples(snapshots[0], by, native=native, report=report)), output)
-    else:
-        from diagtool.report.export.collapsed import collapsed
-
-        print_bytes(collapsed(samples(snapshots[0], by, native=native)), output)
-    return 0
-
-
-def _in_order(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
-    from diagtool.leaks.series import SeriesError, in_order
+    from diagtool.leaks.series import SeriesError
+    from diagtool.report.export.documents import FORMATS, exported
 
     try:
-        return in_order(snapshots)
+        with progress("counting stacks"):
+            chosen = FORMATS[FORMATS.index(to)]
+            parts = exported(chosen, snapshots, by=by, native=native, most=limit)
     except SeriesError as error:
         raise click.UsageError(f"{error}. {error.hint}") from error
-
-
-def _title(snapshot: Snapshot) -> str:
-    target = snapshot.target
-    return f"{' '.join(target.cmdline) or 'a process'} (pid {target.pid})"
-
-
-def _when(snapshot: Snapshot, series: Sequence[Snapshot]) -> str:
-    """What tells this one from the others: the time since the first."""
-    if len(series) == 1:
-        return ""
-    at, first = snapshot.target.captured_at, series[0].target.captured_at
-    if at is None or first is None:
-        return f"snapshot {[s is snapshot for s in series].index(True) + 1}"
-    return f"+{at - first:.1f} s"
+    with progress("writing"):
+        print_bytes(parts, output)
+    return 0
 
 
 def _csv(snapshot: Snapshot, table: str | None, output: Path | None) -> int:

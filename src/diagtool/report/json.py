@@ -24,7 +24,7 @@ from diagtool.report.retained import document as keepers
 from diagtool.report.signals import document as signal_table
 from diagtool.report.signals import rows as signal_rows
 from diagtool.report.tree import Node
-from diagtool.snapshot.model import KINDS, Frame, Snapshot, Stack, Target, Thing
+from diagtool.snapshot.model import KINDS, Frame, Snapshot, Stack, Target, Thing, ThreadInfo
 
 if TYPE_CHECKING:
     from diagtool.leaks.explain import Explanation
@@ -95,6 +95,28 @@ def explain(report: Report, told: Explanation) -> dict[str, Any]:
         "thing_count": told.thing_count,
         "chains": [[_stack(s) for s in chain] for chain in told.chains],
         "warnings": list(report.warnings),
+    }
+
+
+def plain(value: Snapshot | Report | Finding | Cluster | Stack) -> dict[str, Any]:
+    """Any of these as plain data: the documents and their parts. See ``diagtool.to_dict``."""
+    if isinstance(value, Report):
+        return leaks(value)
+    if isinstance(value, Finding):
+        return _finding(value)
+    if isinstance(value, Cluster):
+        return _cluster(value)
+    if isinstance(value, Stack):
+        return _stack(value)
+    if not isinstance(value, Snapshot):
+        raise TypeError(f"{type(value).__name__} is no snapshot, stack, report, finding or cluster")
+    return {
+        "target": _target(value.target),
+        "pause_ms": _milliseconds(value.pause_ms),
+        "stacks": [_stack(s) for s in value],
+        "threads": [_thread(t) for t in value.threads],
+        "tables": _plain(value.tables),
+        "warnings": list(value.warnings),
     }
 
 
@@ -286,6 +308,14 @@ def _cluster(c: Cluster) -> dict[str, Any]:
         "examples": list(c.examples),
         "frames": _frames(c.frames),
     }
+
+
+def _thread(t: ThreadInfo) -> dict[str, Any]:
+    fields: dict[str, Any] = _plain(dataclasses.asdict(t))
+    for name in ("ident", "running_loop"):
+        fields[name] = None if fields[name] is None else hex(fields[name])
+    fields["registers"] = {name: hex(value) for name, value in t.registers.items()}
+    return fields
 
 
 def _stack(s: Stack) -> dict[str, Any]:
