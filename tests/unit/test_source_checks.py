@@ -277,6 +277,16 @@ TWINS = [
                 await self.limit.acquire()  # here
             """,
             """
+            def fetch(self, url):
+                self.lock.acquire()  # here
+                try:
+                    body = self.get(url)
+                except Exception:
+                    self.lock.release()
+                    raise
+                self.lock.release()
+            """,
+            """
             async def fetch(self, stack, url):
                 await self.limit.acquire()  # here
                 stack.push(self.limit)

@@ -138,14 +138,18 @@ def is_with_item(function: Function, node: ast.AST) -> bool:
 
 
 def in_finally(function: Function, node: ast.AST) -> bool:
-    """Whether ``node`` runs in a ``finally``, or in a handler that catches everything."""
+    """Whether ``node`` runs in a ``finally``, or in a handler that catches everything that may come.
+
+    That is BaseException where the function is async: a cancellation is no Exception.
+    """
+    everything = ("BaseException",) if function.is_async else ("BaseException", "Exception")
     inner = node
     for around in function.around(node):
         if type(around).__name__ in ("Try", "TryStar"):
             if any(inner is s for s in around.finalbody):  # type: ignore[attr-defined]
                 return True
         elif isinstance(around, ast.ExceptHandler) and (
-            around.type is None or last_name(around.type) == "BaseException"
+            around.type is None or last_name(around.type) in everything
         ):
             return True
         inner = around

@@ -24,10 +24,7 @@ def _acquired(function: Function, ask: Ask) -> Iterator[Hit]:
         here = [n for n in function.nodes if _is_release(n, name)]
         if any(in_finally(function, n) for n in here):
             continue
-        elsewhere = [
-            n for f in function.module.functions if f is not function for n in f.nodes if _is_release(n, name)
-        ]
-        if elsewhere or _is_given_away(function, name):
+        if _is_handed_over(function, name) or _is_given_away(function, name):
             continue
         if not here:
             continue  # a semaphore that others release, to tell something
@@ -45,6 +42,18 @@ def _is_release(node: ast.AST, name: str) -> bool:
     if not isinstance(node, ast.Attribute) or node.attr != "release":
         return False
     return dotted(node.value).rpartition(".")[2] == name.rpartition(".")[2]
+
+
+def _is_handed_over(function: Function, name: str) -> bool:
+    """Whether another function of the file gives back what it has not taken itself."""
+    attribute = name.rpartition(".")[2]
+    for other in function.module.functions:
+        if other is function or not any(_is_release(n, name) for n in other.nodes):
+            continue
+        taken = (dotted(c.func).rpartition(".acquire")[0] for c in calls(other, "acquire"))
+        if not any(t.rpartition(".")[2] == attribute for t in taken):
+            return True
+    return False
 
 
 def _is_given_away(function: Function, name: str) -> bool:
@@ -76,7 +85,7 @@ def _may_fail(function: Function, acquire: ast.Call, release: ast.AST) -> bool:
 CHECKS = (
     Check(
         "acquire-without-release",
-        "acquire() without `with`, whose release() an exception skips, or that has none",
+        "acquire() whose release() in the same function an exception skips",
         re.compile(r"\bacquire\b"),
         _acquired,
     ),
