@@ -20,6 +20,7 @@ from diagtool.cli.options import (
     color_option,
     known_templates,
     output_option,
+    source_option,
     templates_option,
     verbose_option,
 )
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
 
     from diagtool.capture.model import Capture
     from diagtool.leaks.model import Report
+    from diagtool.report.sources import Sources
+    from diagtool.snapshot.model import Snapshot
     from diagtool.supervise.analyst import Look
     from diagtool.supervise.loop import Ended
     from diagtool.supervise.triggers import Trigger
 
 _TIMED_OUT = 124  # as timeout(1) has it
 _DEFAULT = "exit,signal,crash,hang"
+_RULES = (".diagtool.toml", "pyproject.toml")  # leaks/baseline.py
 
 
 def _triggers(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[Trigger]:
@@ -106,6 +110,7 @@ def _triggers(context: click.Context, parameter: click.Parameter, values: tuple[
 )
 @baseline_options
 @templates_option
+@source_option
 @all_option("Show idle stacks, too: worker pools, event loops, listeners.")
 @verbose_option
 @color_option
@@ -126,6 +131,7 @@ def command(
     root: Path | None,
     maps: tuple[str, ...],
     templates: Path | None,
+    sources: tuple[str, ...],
     everything: bool,
     verbose: bool,
 ) -> int:
@@ -173,17 +179,24 @@ def command(
 
     # What can be wrong with these is told before the start, which it must not cost.
     written = outputs(formats, output, ())
-    rules = chosen(
-        baseline=baseline,
-        no_baseline=no_baseline,
-        root=root,
-        maps=maps,
-        fail_on=fail_on,
-        min_count=min_count,
-        templates=templates,
-    )
-    if rules.templates is not None:
-        known_templates(rules.templates)
+
+    def rules_of() -> Chosen:
+        rules = chosen(
+            baseline=baseline,
+            no_baseline=no_baseline,
+            root=root,
+            maps=maps,
+            fail_on=fail_on,
+            min_count=min_count,
+            templates=templates,
+        )
+        if rules.templates is not None:
+            known_templates(rules.templates)
+        return rules
+
+    # A mistake in them is told before the start; where none can be made, CMD need not wait for it.
+    asked = baseline is not None or bool(maps) or templates is not None
+    rules = rules_of() if asked or (not no_baseline and _has_rules(Path.cwd())) else None
     if timeout is None and any(t.kind == "hang" for t in triggers):
         triggers = [t for t in triggers if t.kind != "hang"]
     if keep is not None:
@@ -198,7 +211,8 @@ def command(
         return error.status
     status = os.waitstatus_to_exitcode(ended.status)
     try:
-        report = _told(ended, written, rules, verbose, everything)
+        rules = rules or rules_of()
+        report = _told(ended, written, rules, sources, verbose, everything)
     except Exception:
         if status == 0 and not ended.timed_out:
             raise
@@ -210,13 +224,19 @@ def command(
         die_of(-status)
     if status:
         return status
-    return 0 if report is None else rules.status(report)
+    return 0 if report is None or rules is None else rules.status(report)
+
+
+# Whether there may be a baseline file: a look that costs nothing.
+def _has_rules(folder: Path) -> bool:
+    return any((f / name).exists() for f in (folder, *folder.parents) for name in _RULES)
 
 
 def _told(
     ended: Ended,
     written: list[Output],
     rules: Chosen,
+    sources: tuple[str, ...],
     verbose: bool,
     everything: bool,
 ) -> Report | None:
@@ -229,15 +249,19 @@ def _told(
     from diagtool.report.sources import Sources
     from diagtool.supervise.verdict import judge
 
-    report, snapshots = judge(ended, templates=known_templates(rules.templates), min_count=rules.min_count)
+    def sources_of(snap: Snapshot) -> Sources:
+        return Sources(snap.target, None, folders=sources, codes=snap.tables.get("code_objects", ()))
+
+    report, snapshots = judge(
+        ended, templates=known_templates(rules.templates), min_count=rules.min_count, sources_of=sources_of
+    )
     report = rules.placed(rules.judged(report), written)
 
     def shown(where: Output) -> Shown:
-        sources = Sources(report.target, None)
         return Shown(
             report,
             snapshots,
-            sources,
+            sources_of(snapshots[-1]) if snapshots else None,
             width(where.file),
             verbose,
             everything,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diagtool.capture.signals import name_of
 from diagtool.leaks import find_leaks
@@ -21,6 +21,9 @@ from diagtool.leaks.template import Template
 from diagtool.snapshot.model import Frame, Snapshot, Target
 from diagtool.supervise.analyst import Look
 from diagtool.supervise.loop import Ended, Orphan
+
+if TYPE_CHECKING:
+    from diagtool.leaks.source.files import Sources
 
 __all__ = ["judge"]
 
@@ -39,8 +42,17 @@ def judge(
     *,
     templates: Sequence[Template] | None = None,
     min_count: int | None = None,
+    sources_of: Callable[[Snapshot], Sources] | None = None,
 ) -> tuple[Report, list[Snapshot]]:
-    """The report about a command, and the snapshots it is made of, oldest first."""
+    """The report about a command, and the snapshots it is made of, oldest first.
+
+    ``sources_of`` gives where the source of a process can be read; see :func:`diagtool.leaks.find_leaks`.
+    """
+
+    def found_in(snapshots: Sequence[Snapshot]) -> Report:
+        sources = None if sources_of is None else sources_of(snapshots[-1])
+        return find_leaks(snapshots, templates=templates, min_count=min_count, sources=sources)
+
     by_pid: dict[int, list[Look]] = {}
     for look in ended.looks:
         if look.snapshot is not None:
@@ -49,7 +61,7 @@ def judge(
     reports: list[Report] = []
     warnings: list[str] = [*ended.notes, *_troubles(ended.looks)]
     for looks in by_pid.values():
-        for judged, report in _judged(looks, templates, min_count):
+        for judged, report in _judged(looks, found_in):
             last = judged[-1]
             found += [(f, last) for f in report.findings if len(judged) > 1 or _counts(last, f)]
             if last.pid == ended.pid:
@@ -78,7 +90,7 @@ def judge(
 
 
 def _judged(
-    looks: list[Look], templates: Sequence[Template] | None, min_count: int | None
+    looks: list[Look], found_in: Callable[[Sequence[Snapshot]], Report]
 ) -> Iterable[tuple[list[Look], Report]]:
     series = [look for look in looks if look.why in _SERIES]
     alone = [look for look in looks if look.why in _ALONE]
@@ -88,9 +100,9 @@ def _judged(
     for group in groups:
         snapshots = [look.snapshot for look in group if look.snapshot is not None]
         try:
-            yield group, find_leaks(snapshots, templates=templates, min_count=min_count)
+            yield group, found_in(snapshots)
         except SeriesError:  # it went on with another program (exec): the last one counts
-            yield group[-1:], find_leaks(snapshots[-1:], templates=templates, min_count=min_count)
+            yield group[-1:], found_in(snapshots[-1:])
 
 
 # Of one look while it ran, by chance, only what can't be otherwise.
