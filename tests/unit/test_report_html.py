@@ -17,6 +17,7 @@ from made_snapshots import LEAF, RUN, container, finding, report, starved
 from diagtool.leaks.model import Cluster, Ignored, Report, SourceLine
 from diagtool.leaks.template import builtin
 from diagtool.report.html import page
+from diagtool.report.html.data import subject
 from diagtool.report.html.flame import DEPTH, flame
 from diagtool.report.html.limits import MOST_BYTES
 from diagtool.report.html.runbook import nodes
@@ -130,6 +131,28 @@ def test_no_name_becomes_markup(name: str) -> None:
     assert parsed.scripts[1:] == plain.scripts[1:]
     assert name.split("\u2028")[0].replace("\ud800", "\\ud800") in parsed.data["findings"][0]["title"]
     assert not set(text) & set("\u2028\u202e\x1b")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["/usr/bin/python3", "-u", "/srv/app/service.py", "4"], "service.py, pid 7"),
+        (["python3.12", "-X", "dev", "-m", "celery", "worker"], "celery, pid 7"),
+        (["python3", "-m", "celery", "worker"], "celery, pid 7"),
+        (["python3", "-c", "import this"], "python3, pid 7"),
+        (["/usr/bin/sleep", "100"], "sleep, pid 7"),
+        ([], "a process, pid 7"),
+    ],
+    ids=["script", "options", "module", "text", "no python", "unknown"],
+)
+def test_the_program_is_named_as_people_call_it(command: list[str], said: str) -> None:
+    assert subject(Target("live", pid=7, cmdline=command)) == said
+
+
+def test_hints_stand_with_the_warnings() -> None:
+    data = _Parsed(page(report(), [starved()], notes=["the heap was not looked at"])).data
+
+    assert data["warnings"] == ["a page was missing", "the heap was not looked at"]
 
 
 def test_lines_of_the_source_are_shown_with_what_they_say() -> None:

@@ -91,7 +91,8 @@ def _json(shown: Shown) -> str:
 def _html(shown: Shown) -> str:
     from diagtool.report.html import page
 
-    return page(shown.report, shown.snapshots, shown.sources)
+    notes = ["".join(text for text, _ in line) for line in shown.hints]
+    return page(shown.report, shown.snapshots, shown.sources, notes)
 
 
 def _sarif(shown: Shown) -> str:

@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["page"]
 
 
-def page(report: Report, snapshots: Sequence[Snapshot], sources: Sources | None = None) -> str:
+def page(
+    report: Report,
+    snapshots: Sequence[Snapshot],
+    sources: Sources | None = None,
+    notes: Sequence[str] = (),
+) -> str:
     """The whole file, at most ``limits.MOST_BYTES``. ``snapshots``: what was judged, oldest first.
 
-    ``sources`` gives the lines beside the frames of findings.
+    ``sources`` gives the lines beside the frames of findings. ``notes`` stand with the warnings.
     """
     from diagtool.report.html.assemble import assembled, head
     from diagtool.report.html.data import document
 
-    return assembled(lambda room: document(report, snapshots, sources, room), head(report))
+    return assembled(lambda room: document(report, snapshots, sources, room, notes), head(report))

@@ -28,7 +28,11 @@ _MOST_TEXT = 4_000
 
 
 def document(
-    report: Report, snapshots: Sequence[Snapshot], sources: Sources | None, limits: Limits
+    report: Report,
+    snapshots: Sequence[Snapshot],
+    sources: Sources | None,
+    limits: Limits,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything the page's script needs. All text is clean: no control or direction characters."""
     last = snapshots[-1]
@@ -51,7 +55,7 @@ def document(
         "memory": amounts.memory(last, limits.tiles),
         "growth": growth(snapshots, limits.lines),
         "tables": tables(last, report, frames, limits),
-        "warnings": list(report.warnings[: limits.rows]),
+        "warnings": [*report.warnings[: limits.rows], *notes],
         "frames": frames.rows,
     }
     runbooks = {f.template: runbook.nodes(f.template) for f in shown if f.template}
@@ -71,11 +75,27 @@ def verdict_line(report: Report) -> str:
 
 def subject(target: Target) -> str:
     """What was looked at, in a few words: ``service.py, pid 4242``."""
-    words = [clean(posixpath.basename(w), 60) for w in target.cmdline[:3]]
-    script = next((w for w in words[1:] if not w.startswith("-")), words[0] if words else "")
-    name = script or clean(posixpath.basename(target.exe or ""), 60) or "a process"
+    name = clean(_program(target.cmdline) or posixpath.basename(target.exe or "") or "a process", 80)
     where = "core of pid" if target.kind == "core" else "pid"
     return f"{name}, {where} {target.pid}" if target.pid is not None else name
+
+
+def _program(command: Sequence[str]) -> str:
+    """What an interpreter runs, or the program itself; "" where it is not known."""
+    program = posixpath.basename(command[0]) if command else ""
+    if not program.startswith("python"):
+        return program
+    words = iter(command[1:])
+    for word in words:
+        if word == "-m":
+            return next(words, program)
+        if word in ("-X", "-W"):
+            next(words, "")
+        elif not word.startswith("-"):
+            return posixpath.basename(word)
+        elif word == "-c":
+            break
+    return program
 
 
 def _facts(report: Report, snapshot: Snapshot) -> list[list[str]]:

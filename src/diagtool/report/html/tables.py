@@ -1,6 +1,7 @@
 """The tables of a page: everything that can be searched and sorted. A cell is text, a number, or nothing.
 
-What a column holds says how it is shown and sorted: ``text``, ``code``, ``count``, ``bytes``, ``seconds``,
+What a column holds says how it is shown and sorted: ``text``, ``code``, ``id`` (a number that is a
+name), ``count``, ``bytes``, ``seconds``,
 ``verdict``, ``stack`` (numbers of frames).
 """
 
@@ -134,7 +135,7 @@ def _threads(snapshot: Snapshot, most: int) -> Row:
         for t in snapshot.threads[:most]
     ]
     columns = (
-        *(("tid", "count"), ("name", "text"), ("of", "text"), ("kernel says", "text"), ("daemon", "text")),
+        *(("tid", "id"), ("name", "text"), ("of", "text"), ("kernel says", "text"), ("daemon", "text")),
         *(("has the GIL", "text"), ("waits in the kernel in", "code"), ("processor time", "seconds")),
     )
     return _table("threads", "Threads", columns, rows, len(snapshot.threads))
@@ -158,7 +159,7 @@ def _descriptors(snapshot: Snapshot, most: int) -> Row:
         for r in found[:most]
     ]
     columns = (
-        *(("fd", "count"), ("kind", "text"), ("name", "code"), ("state", "text"), ("silent", "seconds")),
+        *(("fd", "id"), ("kind", "text"), ("name", "code"), ("state", "text"), ("silent", "seconds")),
         ("owner", "text"),
     )
     return _table("descriptors", "Open files and sockets", columns, rows, len(found))
@@ -246,7 +247,7 @@ _OF_SNAPSHOT: Iterable[Callable[[Snapshot, int], Row]] = (
         "allocation_sites",
         (
             ("file", "text", "file", "code"),
-            ("line", "number?", "line", "count"),
+            ("line", "number?", "line", "id"),
             ("function", "text?", "function", "code"),
             ("count", "number", "blocks", "count"),
             ("bytes", "number", "bytes", "bytes"),

@@ -41,10 +41,15 @@ function seconds(number) {
 
 function amount(value, holds) {
   if (value === null || value === undefined) return '';
-  if (typeof value !== 'number') return String(value);
+  if (typeof value !== 'number' || holds === 'id') return String(value);
   if (holds === 'bytes') return bytes(value);
   if (holds === 'seconds') return seconds(value);
   return whole.format(value);
+}
+
+// Text in which `this` is code.
+function withCode(text) {
+  return text.split('`').map((part, i, all) => (i % 2 && i < all.length - 1 ? el('code', {}, part) : (i % 2 ? '`' : '') + part));
 }
 
 let numbers = 0;

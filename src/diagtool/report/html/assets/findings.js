@@ -64,8 +64,8 @@ function findingCard(finding, data) {
     stackOf(finding, data.frames),
     factList(finding.facts),
     sourceLines(finding.source),
-    finding.cause ? [el('h4', {}, 'Cause'), el('p', {}, finding.cause)] : null,
-    finding.fix ? el('div', { class: 'fix' }, el('h4', {}, 'Fix'), el('p', {}, finding.fix)) : null,
+    finding.cause ? [el('h4', {}, 'Cause'), el('p', {}, withCode(finding.cause))] : null,
+    finding.fix ? el('div', { class: 'fix' }, el('h4', {}, 'Fix'), el('p', {}, withCode(finding.fix))) : null,
     runbook && runbook.length ? el('details', { class: 'runbook' },
       el('summary', {}, 'Runbook'), el('div', { class: 'text' }, tree(runbook))) : null);
 }

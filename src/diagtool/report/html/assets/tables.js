@@ -35,7 +35,7 @@ function compare(a, b) {
 }
 
 function dataTable(spec, frames) {
-  const isNumber = (c) => ['count', 'bytes', 'seconds'].includes(c.holds);
+  const isNumber = (c) => ['id', 'count', 'bytes', 'seconds'].includes(c.holds);
   const state = { found: spec.rows, shown: ROWS, sorted: -1, down: false };
   const keys = spec.rows.map((row) => row.map((v, i) => plain(v, spec.columns[i], frames)));
   const index = new Map(spec.rows.map((row, i) => [row, i]));
@@ -85,7 +85,7 @@ function dataTable(spec, frames) {
 
   function sort(column) {
     // Numbers are looked at largest first.
-    state.down = state.sorted === column ? !state.down : isNumber(spec.columns[column]);
+    state.down = state.sorted === column ? !state.down : isNumber(spec.columns[column]) && spec.columns[column].holds !== 'id';
     state.sorted = column;
     heads.forEach((head, i) => {
       if (i === column) head.setAttribute('aria-sort', state.down ? 'descending' : 'ascending');
