@@ -79,7 +79,7 @@ def test_what_it_is_not_about_counts_and_the_entry_is_told(keys: str) -> None:
     judged = apply(of(finding()), entry(keys), TODAY)
     assert judged.findings == (finding(),) and judged.ignored == ()
     assert judged.warnings[1:] == (
-        ".diagtool.toml: ignore[1] (line 1) is unused: it matches nothing any more. Remove it.",
+        ".diagtool.toml: ignore[1] (line 1) is unused: nothing fits. Remove what is needed nowhere else.",
     )
     assert judged.baseline is not None and judged.baseline.unused == ("ignore[1] (line 1)",)
 
@@ -100,7 +100,7 @@ def test_an_expired_entry_ignores_nothing() -> None:
     assert (judged.baseline.expired, judged.baseline.unused) == (("ignore[1] (line 1)",), ())
     gone = apply(of(), known, TODAY)
     assert gone.warnings[1:] == (
-        ".diagtool.toml: ignore[1] (line 1) expired on 2026-11-20 and matches nothing any more. Remove it.",
+        ".diagtool.toml: ignore[1] (line 1) expired on 2026-11-20 and fits nothing. Remove it.",
     )
 
 
@@ -110,6 +110,14 @@ def test_more_than_max_count_counts() -> None:
     assert judged.warnings[1:] == (
         ".diagtool.toml: ignore[1] (line 1) allows 9,999, and 3f2a9c has 10,000: it counts.",
     )
+
+
+def test_many_unused_entries_are_one_warning() -> None:
+    text = "".join(f'[[ignore]]\nid = "{i}"\nreason = "r"\n' for i in range(8))
+    judged = apply(of(finding()), read_text(text, FILE), TODAY)
+    assert len(judged.warnings) == 2
+    assert "ignore[5] (line 13) and 3 more are unused: nothing fits." in judged.warnings[1]
+    assert judged.baseline is not None and len(judged.baseline.unused) == 8
 
 
 def test_only_what_is_known_is_ignored() -> None:

@@ -39,6 +39,7 @@ VERSION = 1
 
 #: Names come from the memory of a process: longer ones are matched by their beginning.
 _LONGEST = 1000
+_MOST_NAMED = 5
 #: Longer files were not written for this.
 _MAX_FILE = 4 << 20
 
@@ -256,10 +257,16 @@ def _why_not(entry: Entry, finding: Finding, today: date) -> tuple[str, str]:
 
 
 def _warnings(baseline: Baseline, used: set[int], today: date) -> Iterator[str]:
-    for i, entry in enumerate(baseline.entries):
-        if i not in used:
-            told = f"expired on {entry.expires} and" if entry.expired(today) else "is unused: it"
-            yield f"{baseline.name}: {entry.where} {told} matches nothing any more. Remove it."
+    unused = [entry for i, entry in enumerate(baseline.entries) if i not in used]
+    for entry in unused:
+        if entry.expired(today):
+            yield f"{baseline.name}: {entry.where} expired on {entry.expires} and fits nothing. Remove it."
+    # One sentence: what is known of other programs fits nothing of this one.
+    names = [entry.where for entry in unused if not entry.expired(today)]
+    if names:
+        more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
+        said = f"{', '.join(names[:_MOST_NAMED])}{more} {'is' if len(names) == 1 else 'are'} unused"
+        yield f"{baseline.name}: {said}: nothing fits. Remove what is needed nowhere else."
 
 
 def _counted(summary: Summary, kept: list[Finding], ignored: int) -> Summary:
