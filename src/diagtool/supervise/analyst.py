@@ -45,6 +45,7 @@ class Look:
     at: float
     command: str = ""
     standing: bool = False
+    stood: bool = False  # it was held for the look before that began
     signal: SignalInfo | None = None
     tid: int | None = None
     whole: bool = False

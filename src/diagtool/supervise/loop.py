@@ -218,7 +218,7 @@ class Supervisor:
                 self._tracer.let_go(pid)
                 return
             look = self._look(pid, "exit", "as it ended", standing=True, whole=True)
-            look.tid = tid
+            look.tid, look.stood = tid, True
             look.captured = lambda: self._call(lambda: self._tracer.let_go(pid))
             self._analyst.take(look)
         elif notice.what == "stopped" and pid == self._ended.pid and notice.signal in _JOB_CONTROL:
@@ -245,6 +245,7 @@ class Supervisor:
         else:
             self._signalled.add(number)
             look = self._look(pid, why, text)
+        look.stood = True
         look.captured = lambda: self._call(lambda: self._tracer.go_on(tid, number))
         if pid == self._ended.pid:  # the others first: it may be about to end them
             self._look_at_all(why if why != "crash" else "signal", text, but=pid)

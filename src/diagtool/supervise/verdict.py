@@ -29,6 +29,8 @@ __all__ = ["judge"]
 
 _SERIES = ("sample", "every", "asked", "exit", "signal", "hang", "threshold")
 _ALONE = ("asked", "exit", "signal", "hang", "threshold", "crash")
+#: What is late where a process was held.
+_BY_THE_CLOCK = ("event-loop-blocked",)
 _BY_CHANCE = ("sample", "every", "check", "threshold")
 _MOST_FAILED = 3  # looks of one process
 _MOST_NAMED = 20  # orphans
@@ -63,7 +65,7 @@ def judge(
     for looks in by_pid.values():
         for judged, report in _judged(looks, found_in):
             last = judged[-1]
-            found += [(f, last) for f in report.findings if len(judged) > 1 or _counts(last, f)]
+            found += [(f, last) for f in report.findings if _counts(judged, f)]
             if last.pid == ended.pid:
                 reports.append(report)
             warnings += report.warnings
@@ -105,9 +107,12 @@ def _judged(
             yield group[-1:], found_in(snapshots[-1:])
 
 
-# Of one look while it ran, by chance, only what can't be otherwise.
-def _counts(look: Look, finding: Finding) -> bool:
-    return look.why in _ALONE or finding.verdict == "proven"
+def _counts(looks: list[Look], finding: Finding) -> bool:
+    look = looks[-1]
+    if look.stood and finding.template in _BY_THE_CLOCK:
+        return False
+    # Of one look while it ran, by chance, only what can't be otherwise.
+    return len(looks) > 1 or look.why in _ALONE or finding.verdict == "proven"
 
 
 def _merged(found: list[_Found], ended: Ended) -> list[Finding]:
