@@ -19,8 +19,6 @@ from fixture_programs import FIXTURES, interpreters, launch
 
 WORST = "<script>alert(1)</script>"
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -107,6 +105,8 @@ def test_tables_are_searched_sorted_and_used_by_keyboard(
 def test_pictures_can_be_looked_into_and_each_has_a_table(
     browser: Browser, deadlocked: Snapshot, tmp_path: Path
 ) -> None:
+    from selenium.webdriver.common.keys import Keys
+
     browser.open(_written(tmp_path, "deadlock", deadlocked), scheme="dark")
     browser.shot("deadlock-dark", "#waits")
 
@@ -123,6 +123,10 @@ def test_pictures_can_be_looked_into_and_each_has_a_table(
     browser.wait(f"{bars}.length < {before}")
     browser.run("document.querySelector('#flame button').click()")
     browser.wait(f"{bars}.length === {before}")
+    browser.run("document.querySelector('#flame input').focus()")
+    browser.press("bootstrap_inner", Keys.ENTER)
+    browser.wait(f"{bars}.length < {before}")
+    assert "_bootstrap_inner" in browser.text("#flame .said")
     assert browser.complaints() == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -38,6 +39,15 @@ from diagtool.snapshot.model import (
 
 ROOT = Path(__file__).resolve().parents[2]
 VENDOR = ROOT / "src/diagtool/report/html/assets/vendor"
+TABLES = (
+    "heap_types heap_retained heap_containers memory memory_owners memory_libraries fds fd_limits libraries "
+    "thread_pools signals signal_state allocation_sites heaps native_heap mapped_files"
+).split()
+COLUMNS = (
+    "type count own owned types what name bytes objects items held_by root owner rss pss swap used free note "
+    "path fd kind state idle owner_text group signal number disposition text python blocked_in file line "
+    "function pool threads running limit version role modules on_disk allocator address oldest"
+).split()
 WORST = "</script><script>alert(1)</script><!--<img src=x onerror=alert(1)>\u2028\u202e\x1b[31m&lt;"
 
 
@@ -272,6 +282,41 @@ def test_a_series_has_lines_and_a_single_snapshot_none() -> None:
     assert lines["resident memory"] == [[0, 10_000_000], [60, 20_000_000], [120, 30_000_000]]
     assert [y for _, y in lines["tasks"]] == [s.count("task") for s in snaps]
     assert growth(snaps[:1], 12) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_tables_of_a_file_that_anybody_wrote_do_no_harm(seed: int) -> None:
+    rng = random.Random(seed)
+    values = [
+        None,
+        -1,
+        0,
+        7,
+        1 << 70,
+        0.5,
+        float("nan"),
+        float("inf"),
+        True,
+        "",
+        WORST,
+        [],
+        [WORST],
+        {},
+        {"a": 1},
+    ]
+    snap = starved(10)
+    for name in TABLES:
+        rows: list[Any] = [
+            {column: rng.choice(values) for column in COLUMNS if rng.random() < 0.9} for _ in range(60)
+        ]
+        snap.tables[name] = [*rows, *({**row, **container(5), "rss": 7, "owner": "x"} for row in rows)]
+    snap.target.details = {"crash": rng.choice(values)}
+    snap.target.captured_at = rng.choice([None, -1.0, 1e300, float("nan")])
+
+    parsed = _Parsed(page(report(), [snap, snap]))
+
+    assert parsed.data["tables"]
+    assert len(parsed.scripts) == 3
 
 
 def test_areas_add_up_to_what_was_counted() -> None:

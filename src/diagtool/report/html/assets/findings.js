@@ -70,6 +70,14 @@ function findingCard(finding, data) {
       el('summary', {}, 'Runbook'), el('div', { class: 'text' }, tree(runbook))) : null);
 }
 
+// Many findings are listed first, each a link to what is known about it.
+function overview(findings) {
+  if (findings.length < 3) return null;
+  return el('ol', { class: 'overview', 'aria-label': 'All findings' }, findings.slice(0, FINDINGS).map((finding) => el('li', {},
+    el('span', { class: 'verdict ' + finding.verdict }, finding.verdict), ' ',
+    el('a', { href: '#finding-' + finding.id }, finding.title), ' ', el('span', { class: 'many' }, finding.count))));
+}
+
 function findingsSection(data) {
   const box = el('div', { class: 'findings' });
   let shown = 0;
@@ -90,7 +98,7 @@ function findingsSection(data) {
       '(worker pools, event loops, listeners) is in the table of clusters.'));
   }
   const left = data.findings_left_out;
-  return section('findings', 'Findings', null, box, more,
+  return section('findings', 'Findings', null, overview(data.findings), box, more,
     data.ignored ? foldedTable(data.ignored, data.frames) : null,
     left ? el('p', { class: 'notice' }, many(left, 'more finding') + ' are not in this file; the JSON report has all.') : null);
 }

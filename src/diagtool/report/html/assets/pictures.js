@@ -220,8 +220,16 @@ function drawFlame(stage, tools, flame) {
   const said = el('p', { class: 'said', role: 'status' });
   const input = el('input', { type: 'search', id, autocomplete: 'off', spellcheck: 'false', oninput: () => {
     const wanted = input.value.trim().toLowerCase();
+    const found = nodes.filter((n) => n.find.includes(wanted)).length;
     view.signal('wanted', wanted).run();
-    said.textContent = wanted ? many(nodes.filter((n) => n.find.includes(wanted)).length, 'frame') + ' found' : '';
+    said.textContent = wanted ? many(found, 'frame') + ' found' + (found ? '; Enter looks closer' : '') : '';
+  }, onkeydown: (event) => {
+    if (event.key !== 'Enter' || !input.value.trim()) return;
+    // The widest one: what a pointer would choose.
+    const [widest] = view.data('all').filter((n) => n.find.includes(input.value.trim().toLowerCase())).sort((a, b) => b.count - a.count);
+    if (!widest) return;
+    view.signal('low', widest.x0).signal('high', widest.x1).run();
+    said.textContent = widest.text;
   } });
   tools.append(el('label', { for: id }, 'Find'), input,
     el('button', { type: 'button', class: 'quiet', onclick: () => view.signal('low', 0).signal('high', 1).run() }, 'Show all'), said,
