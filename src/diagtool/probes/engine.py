@@ -24,7 +24,8 @@ _PR_SET_PTRACER = 0x59616D61  # include/uapi/linux/prctl.h
 class Engine:
     """Asks; what is like something that was judged before is not asked about again."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self._seconds = seconds
         # Tests replace these names; what they are now is kept.
         from subprocess import PIPE, Popen, TimeoutExpired
 
@@ -60,7 +61,7 @@ class Engine:
             return {}
         try:
             _let_trace(process.pid)
-            output, _ = process.communicate(b"go\n", timeout=SECONDS)
+            output, _ = process.communicate(b"go\n", timeout=self._seconds)
             answer = json.loads(output)
         except (self._expired, OSError, ValueError):
             process.kill()

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from diagtool.probes.sites import Origin, here
+from diagtool.probes.sites import Origin, begin_at, here
 
 #: Opened paths that are remembered between two looks.
 _MOST = 4096
@@ -159,6 +159,7 @@ class Origins:
         if base is None or runners is None or "asyncio.unix_events" not in sys.modules:
             return
         self._asyncio = True
+        begin_at(2, getattr(getattr(sys.modules.get("asyncio.events"), "Handle", None), "_run", None))
         self._replace(base.BaseEventLoop, "create_task", _noting_task(self.notes))
         self._replace(runners, "_cancel_all_tasks", _around_cancel(self.notes))
         loop = getattr(sys.modules["asyncio.unix_events"], "_UnixSelectorEventLoop", None)

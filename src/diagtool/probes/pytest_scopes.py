@@ -13,7 +13,7 @@ import pytest
 _SCOPES = ("function", "class", "module", "package", "session")
 
 #: Fixtures of these modules own nothing that is looked for, or close it themselves.
-_RUNNERS = ("_pytest.", "pytest_asyncio.", "anyio.", "pytest_trio.", "xdist.", "pytest_")
+_RUNNERS = ("_pytest.", "pytest_asyncio.", "anyio.", "pytest_trio.", "xdist.", "pytest_timeout")
 
 #: Values that own nothing.
 _PLAIN = (str, bytes, int, float, bool, type(None), tuple, frozenset, pathlib.PurePath)

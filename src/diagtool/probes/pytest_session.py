@@ -17,6 +17,7 @@ from diagtool.probes.left import KINDS, Left
 from diagtool.probes.pytest_marks import leak_limits, validate, wanted_of
 from diagtool.probes.pytest_report import Results, merge_worker
 from diagtool.probes.pytest_scopes import Owner, wide_owners
+from diagtool.probes.sites import begin_at
 from diagtool.probes.watch import TIMEOUT, Key, Wanted, Watch
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 #: Seconds given to what will be looked at once more anyway.
 _GLANCE = 0.01
+
+#: What calls tests and fixtures.
+_CALLERS = (("_pytest.python", "pytest_pyfunc_call"), ("_pytest.fixtures", "call_fixture_func"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +72,21 @@ class Session:
     def pytest_collection_finish(self) -> None:
         given = getattr(getattr(self.config, "_tmp_path_factory", None), "_given_basetemp", None)
         self.watch.files.elsewhere = (str(given),) if given else ()
+        for place, (module, name) in enumerate(_CALLERS):
+            begin_at(place, getattr(sys.modules.get(module), name, None))
+        self.watch.origins.find_asyncio()
         self.watch.adopt()
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self) -> None:
-        self._failed = False
-        self.watch.origins.find_asyncio()
-
-    def pytest_exception_interact(self) -> None:
-        self._failed = True
+    def pytest_exception_interact(self, call: pytest.CallInfo[object]) -> None:
+        # Not of a teardown: that is over by then, and the next test is not the failed one.
+        self._failed = getattr(call, "when", "") in ("setup", "call")
 
     # After each test.
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, None, None]:
         failed = self._failed or getattr(sys, "last_value", None) is not None
+        self._failed = False
         try:
             result = yield
         except BaseException:
@@ -92,6 +96,7 @@ class Session:
             text = self._judge(item, failed)
             if text and self.mode == "fail":
                 pytest.fail(text, pytrace=False)
+        self.watch.origins.find_asyncio()
         return result
 
     def _judge(self, item: pytest.Item | None, failed: bool) -> str:

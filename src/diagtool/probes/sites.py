@@ -6,6 +6,7 @@ longer because somebody looked. Lines and names are found when something is repo
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -64,12 +65,27 @@ def here(skip: int) -> Origin:
     """The callers' places, without the innermost ``skip`` frames (1: the function that calls this)."""
     frame: FrameType | None = sys._getframe(skip + 1)
     out = []
+    first, second, third = _bottoms
     for _ in range(DEPTH):
         if frame is None:
             break
-        out.append((frame.f_code, frame.f_lasti))
+        code = frame.f_code
+        if code is first or code is second or code is third:
+            break
+        out.append((code, frame.f_lasti))
         frame = frame.f_back
     return tuple(out)
+
+
+#: Functions below which nothing is of the program: what calls tests, fixtures, callbacks of a loop. A frame
+#: that is not noted costs nothing.
+_bottoms: list[CodeType | None] = [None, None, None]
+
+
+def begin_at(place: int, function: Any) -> None:
+    """Notes end where ``function`` calls; there is room for three (``place`` 0 to 2)."""
+    code = getattr(inspect.unwrap(function), "__code__", None) if function is not None else None
+    _bottoms[place] = code
 
 
 def spelled(origin: Origin | None) -> tuple[Site, ...]:
