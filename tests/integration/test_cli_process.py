@@ -181,3 +181,19 @@ def test_the_public_functions_are_those_of_the_command_line(tmp_path: Path) -> N
     assert report.findings == () and report.summary.stacks == 1
     with pytest.raises(AttributeError):
         api.nonsense  # noqa: B018
+
+
+def test_numpy_has_no_threads_of_its_own_and_programs_that_we_start_are_not_limited() -> None:
+    code = """
+import os
+import diagtool.cli.target
+print(len(os.listdir("/proc/self/task")), os.environ.get("OPENBLAS_NUM_THREADS"))
+"""
+    for limit, told in ((None, "1 None"), ("1", "1 1")):
+        environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
+        if limit is not None:
+            environment["OPENBLAS_NUM_THREADS"] = limit
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == told

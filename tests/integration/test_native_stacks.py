@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import diagtool
+from diagtool.api import snapshot_of
 from diagtool.capture.model import CapturedThread
 from diagtool.leaks import find_leaks
 from diagtool.leaks.template import builtin
@@ -215,6 +216,49 @@ def test_threads_that_are_alike_are_unwound_once_and_have_the_frames_that_each_w
     assert list(shared.frames) == list(each.frames)
     assert len(shared.frames) == 25
     assert of_few < 25 == len(unwound) - of_few
+
+
+AWAITING = """
+import asyncio, os, threading
+async def main():
+    queue, loop = asyncio.Queue(), asyncio.get_running_loop()
+    tasks = [asyncio.create_task(queue.get()) for _ in range(5)]
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    await asyncio.sleep(0.1)
+    print("READY", os.getpid(), flush=True)
+    await asyncio.gather(*tasks)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("interpreter", [i for i in SOME if i.minor in (9, 14)], ids=str)
+def test_a_view_of_threads_alone_says_of_them_what_the_whole_snapshot_says(
+    interpreter: Interpreter, tmp_path: Path
+) -> None:
+    path = tmp_path / "awaiting.py"
+    path.write_text(AWAITING)
+    with launch(path, interpreter=interpreter) as program, diagtool.capture(program.pid) as capture:
+        whole = snapshot_of(capture, inventory=())
+        alone = snapshot_of(capture, inventory=(), tasks=False)
+    assert any(stack.kind == "task" for stack in whole)
+    assert {stack.kind for stack in alone} == {"thread"}
+
+    def told(snapshot: Snapshot) -> list[object]:
+        threads = [stack for stack in snapshot if stack.kind == "thread"]
+        return [
+            (
+                s.name,
+                s.address,
+                s.state,
+                s.wait,
+                s.frames,
+                s.merged,
+                s.thing and (s.thing.type, s.thing.detail),
+            )
+            for s in threads
+        ]
+
+    assert told(alone) == told(whole)
 
 
 @pytest.mark.parametrize("blocked", ["deadlock"], indirect=True)
