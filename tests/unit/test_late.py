@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from diagtool.capture.vmread import MemoryReader
 
 PAGE = 4096
 PAGES = 4
+NORESERVE = 0x4000
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ PAGES = 4
 def test_only_pages_that_may_have_changed_are_late(
     path: str, written: int | None, left_out: bool, rsp_page: int | None, late: int
 ) -> None:
-    area = mmap.mmap(-1, PAGES * PAGE)
+    area = mmap.mmap(-1, PAGES * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     start = ctypes.addressof(ctypes.c_char.from_buffer(area))
     if written is not None:
         area[written * PAGE + 8] = 1
@@ -44,3 +46,34 @@ def test_only_pages_that_may_have_changed_are_late(
     got, _ = reader(pages)
     assert len(got) == PAGES
     assert capture.late_pages == late
+
+
+def test_memory_that_nobody_wrote_to_is_not_made_real_by_reading_it() -> None:
+    """As the terabytes that AddressSanitizer reserves: each page would get page tables of its own."""
+    size = 1 << 36
+    area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    area[5 << 21] = 7
+    capture = Capture(
+        "live",
+        ProcessInfo(os.getpid()),
+        [],
+        [Mapping(start, start + size, "rw-p", 0, 0, "")],
+        [],
+        AddressSpace(),
+    )
+    reader = LateReader(capture, MemoryReader(os.getpid()))
+    pages = np.arange(start & -PAGE, start + size, 1 << 21, dtype=np.uint64)
+    before = page_tables()
+    got, data = reader(pages)
+    assert page_tables() - before < len(pages) * PAGE // 2
+    holds = dict(zip(got.tolist(), data.any(axis=1).tolist(), strict=True))
+    assert [page for page, some in holds.items() if some] == [int(pages[5])]
+    assert int(pages[0]) in holds and len(holds) < len(pages)  # zeros, and at last nothing
+    few, _ = reader(pages[-1:])
+    assert len(few) == 0
+
+
+def page_tables() -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmPTE")))

@@ -23,6 +23,7 @@ _SCAN = 0xC0606610  # PAGEMAP_SCAN, Linux 6.7: _IOWR('f', 16, struct pm_scan_arg
 _FILE, _PRESENT, _SWAPPED, _PFNZERO = 1 << 2, 1 << 3, 1 << 4, 1 << 5  # PAGE_IS_…
 _REGIONS = 1 << 14  # ranges of one call
 _REGION = 24  # sizeof(struct page_region): start, end, categories
+_MANY = 64  # ranges of pages that are asked for one by one
 _BITS_STEP = 4 << 20  # bytes of pagemap read at once: 2 GiB of addresses
 _BITS_LIMIT = 64 << 20  # bytes of pagemap read in all, where there is no PAGEMAP_SCAN to skip holes
 
@@ -62,6 +63,31 @@ class Residency:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def alive(self) -> bool:
+        """Whether it is still the memory that this was opened on."""
+        try:
+            return self._fd >= 0 and len(os.pread(self._fd, 8, 0)) == 8
+        except OSError:
+            return False
+
+    def written(self, pages: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which of the pages (sorted addresses, of private anonymous memory) hold something.
+
+        Others are zero, whoever reads them: nobody has written to them. Where it is not known they may.
+        """
+        jumps = np.flatnonzero(np.diff(pages) != PAGE) + 1
+        starts = pages[np.concatenate([[0], jumps])].tolist() if len(pages) else []
+        ends = (pages[np.concatenate([jumps - 1, [-1]])] + np.uint64(PAGE)).tolist() if len(pages) else []
+        if self._by_scan and len(starts) > _MANY:  # one look at all that lies between them
+            starts, ends = starts[:1], ends[-1:]
+        found, unseen = self.own(list(zip(starts, ends, strict=True)))
+        ranges = np.array(sorted(found + unseen), dtype=np.uint64).reshape(-1, 2)
+        if not len(ranges):
+            return np.zeros(len(pages), dtype=np.bool_)
+        at = np.searchsorted(ranges[:, 0], pages, side="right")
+        held: NDArray[np.bool_] = (at > 0) & (pages < ranges[np.maximum(at, 1) - 1, 1])
+        return held
 
     def find(self, spans: Sequence[tuple[int, int]], limit: int) -> tuple[Ranges, list[tuple[int, int]]]:
         """What of ``spans`` is in memory, in order, up to ``limit`` bytes; and what was not looked at."""

@@ -39,7 +39,7 @@ class MemoryReader:
 
     def __init__(self, pid: int) -> None:
         """Raises OSError (EACCES, EPERM, ENOENT, ESRCH)."""
-        self._pid = pid
+        self.pid = pid
         self._fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
         self._by_pid = True
         self._few = ctypes.create_string_buffer(256)
@@ -52,7 +52,7 @@ class MemoryReader:
         page = np.zeros(1, dtype=np.uint64)
         vectors = np.array([[address, 8]], dtype=np.uint64)
         try:
-            _read_vectors(self._pid, int(page.ctypes.data), 8, int(vectors.ctypes.data), 1)
+            _read_vectors(self.pid, int(page.ctypes.data), 8, int(vectors.ctypes.data), 1)
         except PermissionError:
             self._by_pid = False
         except OSError as error:
@@ -99,7 +99,7 @@ class MemoryReader:
         local, remote = self._local, self._remote
         local[1] = remote[1] = size
         remote[0] = address
-        if int(_readv(self._pid, self._local_at, 1, self._remote_at, 1, 0)) != size:
+        if int(_readv(self.pid, self._local_at, 1, self._remote_at, 1, 0)) != size:
             return None
         return self._few.raw[:size]
 
@@ -113,7 +113,7 @@ class MemoryReader:
             theirs = np.ascontiguousarray(remote[first : first + IOV_MAX])
             ours = np.ascontiguousarray(local[first : first + IOV_MAX])
             size = int(theirs[:, 1].sum())
-            if self._by_pid and _scatter(self._pid, theirs, ours) == size:
+            if self._by_pid and _scatter(self.pid, theirs, ours) == size:
                 continue
             for (address, length), (place, _) in zip(theirs.tolist(), ours.tolist(), strict=True):
                 try:
@@ -126,7 +126,7 @@ class MemoryReader:
     # Bytes read, from the first on without a gap.
     def _read_some(self, vectors: Vectors, at: int, size: int) -> int:
         if self._by_pid:
-            return _read_vectors(self._pid, at, size, int(vectors.ctypes.data), len(vectors))
+            return _read_vectors(self.pid, at, size, int(vectors.ctypes.data), len(vectors))
         done = 0
         for address, length in vectors.tolist():
             into = memoryview((ctypes.c_char * length).from_address(at + done)).cast("B")

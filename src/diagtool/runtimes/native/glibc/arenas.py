@@ -181,6 +181,7 @@ def _heap_infos(memory: AddressSpace, spans: _Spans) -> Iterator[HeapInfo]:
     places = [
         np.arange((start + HEAP_MAX - 1) & -HEAP_MAX, end, HEAP_MAX, dtype=np.uint64)
         for start, end in spans.spans
+        if end - start <= _MAX_ARENAS * HEAP_MAX  # more are the shadow of a sanitizer, or somebody's cage
     ]
     at: U64 = np.concatenate([np.zeros(0, dtype=np.uint64), *places])
     fields: U64 = np.array([0, 8, 16, 24], dtype=np.uint64)
