@@ -13,7 +13,7 @@ __all__ = ["LeakError", "LeakWarning", "OnLeak", "reporter"]
 OnLeak = Literal["warn", "raise", "log"] | Callable[[Leak], object]
 
 
-class LeakWarning(ResourceWarning):
+class LeakWarning(RuntimeWarning):
     """Something outlived its request or block."""
 
 
