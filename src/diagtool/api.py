@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from diagtool.capture.clonemode import CloneMode
     from diagtool.capture.model import Capture
     from diagtool.leaks.model import Report
+    from diagtool.leaks.source.files import Sources
     from diagtool.runtimes.native.stacks import Unwinder
     from diagtool.snapshot.model import Snapshot
 
@@ -256,13 +257,16 @@ def find_leaks(
     templates: str | os.PathLike[str] | None = None,
     min_count: int | None = None,
     baseline: str | os.PathLike[str] | None = None,
+    sources: Sequence[str | os.PathLike[str]] | None = None,
 ) -> Report:
     """What leaked or hangs, by verdict.
 
     Of several snapshots of one process, oldest first, only what persisted or grew is reported. ``templates``
     is a folder with leak templates to use besides our own. ``min_count`` is the least number of stacks of a
     finding, in the place of each template's own. ``baseline`` is a file with what is known
-    (docs/baseline.md): it moves to ``Report.ignored``; none is looked for. Raises TemplateError
+    (docs/baseline.md): it moves to ``Report.ignored``; none is looked for. ``sources`` are folders in which the
+    source of the program is looked for before the place where it was; an empty list: it is not looked at.
+    Raises TemplateError
     (``diagtool.leaks.template``), and BaselineError (``diagtool.leaks.baseline``).
     """
     from diagtool.leaks import find_leaks as find
@@ -271,12 +275,22 @@ def find_leaks(
 
     series = [snapshots] if isinstance(snapshots, Snapshot) else list(snapshots)
     chosen = library(None if templates is None else Path(templates))
+    source = _sources(series, sources)
     if baseline is None:
-        return find(series, templates=chosen, min_count=min_count)
+        return find(series, templates=chosen, min_count=min_count, sources=source)
     from diagtool.leaks.baseline import apply, read
 
     known = read(Path(baseline))  # before the work, which a mistake in it must not cost
-    return apply(find(series, templates=chosen, min_count=min_count), known)
+    return apply(find(series, templates=chosen, min_count=min_count, sources=source), known)
+
+
+def _sources(series: Sequence[Snapshot], folders: Sequence[str | os.PathLike[str]] | None) -> Sources | None:
+    if not series or (folders is not None and not folders):
+        return None
+    from diagtool.leaks.source.files import Sources
+
+    last = series[-1]
+    return Sources(last.target, folders=folders or (), codes=last.tables.get("code_objects", ()))
 
 
 def _pid(target: TargetName) -> int:
