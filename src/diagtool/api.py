@@ -264,8 +264,8 @@ def find_leaks(
     Of several snapshots of one process, oldest first, only what persisted or grew is reported. ``templates``
     is a folder with leak templates to use besides our own. ``min_count`` is the least number of stacks of a
     finding, in the place of each template's own. ``baseline`` is a file with what is known
-    (docs/baseline.md): it moves to ``Report.ignored``; none is looked for. ``sources`` are folders in which the
-    source of the program is looked for before the place where it was; an empty list: it is not looked at.
+    (docs/baseline.md): it moves to ``Report.ignored``; none is looked for. ``sources`` are folders in which
+    the program's source is looked for before the place where it was; an empty list: it is not looked at.
     Raises TemplateError
     (``diagtool.leaks.template``), and BaselineError (``diagtool.leaks.baseline``).
     """
