@@ -317,6 +317,26 @@ def test_everything_that_was_there_stays() -> None:
     assert text.startswith('fail-on = "likely" # ours\n') and len(known.entries) == 2
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        "version = 1",
+        "version = 1\n\n\n",
+        '[[ignore]]\nid="x"\nreason="r"\n',
+        '[[ignore]]\nid="x"\nreason="r"',
+        '[[ignore]]\nid="x"\nreason="r"\n\n# the end\n',
+    ],
+)
+def test_entries_stand_apart(before: str) -> None:
+    text, _ = added(before)
+    assert text.startswith(before.rstrip("\n"))
+    lines = text.split("\n")
+    heads = [i for i, line in enumerate(lines) if line == "[[ignore]]" and lines[i + 1].startswith("# ")]
+    assert len(heads) == 2 and all(lines[i - 1] == "" for i in heads)
+    assert text.endswith('reason = "said \\"so\\""\n')
+
+
 def test_pyproject_keeps_everything_too() -> None:
     table = ("tool", "diagtool")
     text, known = added(PYPROJECT, "pyproject.toml", table)
@@ -326,7 +346,7 @@ def test_pyproject_keeps_everything_too() -> None:
     bare, known = added("[project]\nname = 'x'\n", "pyproject.toml", table)
     assert bare.startswith("[project]\nname = 'x'\n") and len(known.entries) == 2
     other, known = added("[tool.diagtool]\n[tool.ruff]\na = 1\n", "pyproject.toml", table)
-    assert "[tool.ruff]\na = 1\n" in other and len(known.entries) == 2
+    assert "\n\n[tool.ruff]\na = 1\n" in other and len(known.entries) == 2
 
 
 def test_the_api_has_it_too(tmp_path: Path) -> None:

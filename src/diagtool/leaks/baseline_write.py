@@ -27,6 +27,9 @@ def with_entries(
     import tomlkit
     from tomlkit.items import AoT
 
+    findings = list(findings)
+    if text and not text.endswith("\n"):  # tomlkit writes on in the last line
+        text += "\n"
     document = tomlkit.parse(text)
     place: Any = document
     for key in table:
@@ -50,4 +53,19 @@ def with_entries(
             entry.add("template", finding.template)
         entry.add("reason", reason)
         entries.append(entry)
-    return tomlkit.dumps(document)
+    return _spaced(tomlkit.dumps(document), {f"# {comment}" for _, comment in findings})
+
+
+def _spaced(text: str, comments: set[str]) -> str:
+    """``text`` with an empty line before and after each table that begins with one of the comments."""
+    before = text.split("\n")
+    after: list[str] = []
+    new = False  # within a table of ours
+    for i, line in enumerate(before):
+        begins = line.startswith("[")
+        ours = begins and i + 1 < len(before) and before[i + 1] in comments
+        if begins and (ours or new) and after and after[-1].strip():
+            after.append("")
+        new = ours if begins else new
+        after.append(line)
+    return "\n".join(after)
