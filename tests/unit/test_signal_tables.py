@@ -265,3 +265,14 @@ def test_a_hostile_table_is_shown_as_far_as_it_makes_sense() -> None:
     )
     assert "\x1b" not in text
     assert report.document(snap, report.rows(snap))["state"]["doubt"] == []
+
+
+def test_real_time_signals_that_are_all_the_same_are_one_line() -> None:
+    numbers = [2, 3, *range(35, 40), 41]
+    table = [(f"SIGRTMIN+{n - 34}" if n > 34 else f"SIG{n}", "f in go", "") for n in numbers]
+    table[4] = (table[4][0], "g in go", "")
+    rows, lines = report._joined([{"number": n} for n in numbers], table, [[] for _ in numbers])
+    assert [row["number"] for row in rows] == [2, 3, 35, 37, 38, 41]
+    assert [name for name, *_ in lines] == [
+        "SIG2", "SIG3", "SIGRTMIN+1 to +2", "SIGRTMIN+3", "SIGRTMIN+4 to +5", "SIGRTMIN+7",
+    ]  # fmt: skip

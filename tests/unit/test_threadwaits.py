@@ -141,6 +141,8 @@ def test_a_restarted_call_is_known_by_its_arguments() -> None:
     assert blocking_call(RESTART, (0x7F0000001000, 0x89, 0, 0x7F00), None) == "futex"
     assert blocking_call(RESTART, (1, 0, 0x7F0000001000, 0), None) == "sleep"
     assert blocking_call(RESTART, (0x7F0000001000, 2, 5000), None) == "poll"
+    assert blocking_call(RESTART, (0x7F0000001000, 1, 0xFFFFFFFF), None) == "poll"
+    assert blocking_call(RESTART, (0x7F0000001000, 0, 0xFFFFFFFF), None) == "sleep"  # nanosleep(request, 0)
     assert blocking_call(RESTART, (0x7F0000001000, 0x7F0000002000, 0x7F00002000), None) == "sleep"
 
 

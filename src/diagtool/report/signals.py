@@ -51,6 +51,7 @@ _STATE: dict[str, type] = {
     "threads": int,
 }
 _KERNEL = 44  # columns
+_FIRST_REAL_TIME = 34  # SIGRTMIN of glibc
 _OF_LIBC = (32, 33)
 _ADDRESSES = ("handler", "address", "start", "instruction")
 
@@ -129,6 +130,24 @@ def _plain(row: Row) -> Row:
     return out
 
 
+# Real-time signals that follow each other and are all the same: Go has a handler for every one.
+def _joined(
+    shown: Sequence[Row], table: Sequence[tuple[str, str, str]], notes: Sequence[list[str]]
+) -> tuple[list[Row], list[tuple[str, str, str]]]:
+    rows: list[Row] = []
+    out: list[tuple[str, str, str]] = []
+    first: list[str] = []
+    for at, (row, (name, does, believes)) in enumerate(zip(shown, table, strict=True)):
+        alike = at > 0 and row["number"] == shown[at - 1]["number"] + 1 and row["number"] > _FIRST_REAL_TIME
+        if alike and table[at - 1][1:] == (does, believes) and notes[at - 1] == notes[at]:
+            out[-1] = (f"{first[-1]} to {name.removeprefix('SIGRTMIN')}", does, believes)
+            continue
+        rows.append(row)
+        out.append((name, does, believes))
+        first.append(name)
+    return rows, out
+
+
 # --- lines -------------------------------------------------------------------------------------------------
 
 
@@ -138,14 +157,17 @@ def lines(snapshot: Snapshot, found: Sequence[Row], view: View) -> Iterator[Line
     python = "python_signals" in snapshot.tables
     yield from ended_by(snapshot.target, view)
     shown = [row for row in found if view.verbose or row["number"] not in _OF_LIBC]
+    rows_of = shown
     table = [(clean(r["signal"], 40), _kernel(r, view), _python(r, view) if python else "") for r in shown]
+    if not view.verbose:
+        rows_of, table = _joined(shown, table, [list(_notes(r, state, view)) for r in shown])
     head = ("signal", "the kernel calls", "Python has" if python else "")
     names = max(cells(line[0]) for line in [head, *table])
     kernel = max(cells(line[1]) for line in [head, *table])
     kernel = kernel if view.verbose else min(kernel, _KERNEL if python else view.width - names - 4)
     if table:
         yield [(f"{pad(head[0], names)}  {pad(head[1], kernel)}  {head[2]}".rstrip(), "label")]
-    for row, (name, does, believes) in zip(shown, table, strict=True):
+    for row, (name, does, believes) in zip(rows_of, table, strict=True):
         style = "warning" if row["agrees"] is False else ""
         yield [(f"{pad(name, names)}  {pad(cut(does, kernel), kernel)}  ", style), (believes, "own")]
         for note in _notes(row, state, view):

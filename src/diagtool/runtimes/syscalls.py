@@ -143,6 +143,8 @@ def _by_arguments(args: Sequence[int]) -> str | None:
         return "futex"
     if second < 1 << 16 and third & 0xFFFFFFFF < 1 << 31:
         return "poll"
+    if 0 < second < 1 << 16 and third & 0xFFFFFFFF == 0xFFFFFFFF:  # without a time limit
+        return "poll"
     return "sleep"  # nanosleep(struct timespec *, …)
 
 
