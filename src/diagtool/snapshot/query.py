@@ -11,9 +11,9 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from diagtool.snapshot import store
@@ -28,6 +28,7 @@ _MOST_FRAMES = 1_000
 #: Bytes: of one value, and of what SQLite may use in all.
 _LONGEST = 64 << 20
 _MOST_MEMORY = 1 << 30
+_PREPARING = 60.0  # seconds for finding out what there is: a machine may be slow, a file without an end
 _LIMIT_LENGTH, _LIMIT_ATTACHED = 0, 7  # sqlite.org/c3ref/c_limit_attached.html
 _EVERY = 10_000  # instructions of SQLite's machine between two looks at the clock
 
@@ -108,13 +109,13 @@ class Database:
         if set_limit is not None:
             set_limit(_LIMIT_LENGTH, _LONGEST)
             set_limit(_LIMIT_ATTACHED, 0)
-        self._deadline = time.monotonic() + 10.0
+        self._deadline = time.monotonic() + _PREPARING
         db.set_progress_handler(self._late, _EVERY)
         self._view_records()
         db.create_function("hex64", 1, _hex64, deterministic=True)
-        cached = lru_cache(4096)(self._frames_of)
-        db.create_function("frames", 1, lambda trace: _joined(cached(trace)), deterministic=True)
-        db.create_function("frame", 1, lambda trace: _first(cached(trace)), deterministic=True)
+        whole, innermost = lru_cache(4096)(self._frames_of), lru_cache(4096)(partial(self._frames_of, most=1))
+        db.create_function("frames", 1, whole, deterministic=True)
+        db.create_function("frame", 1, innermost, deterministic=True)
         db.execute("PRAGMA query_only = ON")
         db.set_authorizer(_may)
 
@@ -180,7 +181,7 @@ class Database:
     def _late(self) -> int:
         return time.monotonic() > self._deadline
 
-    def _frames_of(self, trace: Any) -> tuple[str, ...] | None:
+    def _frames_of(self, trace: Any, most: int = _MOST_FRAMES) -> str | None:
         """The frames of a trace, innermost first, as text."""
         if not isinstance(trace, int):
             return None
@@ -189,7 +190,7 @@ class Database:
             "SELECT trace.parent, frame.function, frame.file, frame.line, frame.library "
             "FROM trace LEFT JOIN frame ON frame.id = trace.frame WHERE trace.id = ?"
         )
-        while trace > 0 and len(out) < _MOST_FRAMES:
+        while trace > 0 and len(out) < most:
             row = self._frames.execute(step, (trace,)).fetchone()
             if row is None:
                 break
@@ -199,14 +200,14 @@ class Database:
             if not isinstance(parent, int) or parent >= trace:
                 break
             trace = parent
-        return tuple(out)
+        return " < ".join(out) or None
 
     def tables(self) -> list[TableInfo]:
         """What can be asked about: our tables and views, those that somebody added, those of records."""
         meant = _meanings()
         found = []
         listed = "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY rowid"
-        self._deadline = time.monotonic() + 10.0
+        self._deadline = time.monotonic() + _PREPARING
         try:
             names = self._db.execute(listed).fetchall()
         except sqlite3.Error as error:
@@ -251,14 +252,6 @@ def _may(action: int, first: str | None, second: str | None, *_: str | None) -> 
 def _hex64(value: Any) -> Any:
     """An address as it is written; what is no whole number stays as it is."""
     return hex(value & (1 << 64) - 1) if isinstance(value, int) else value
-
-
-def _joined(frames: Sequence[str] | None) -> str | None:
-    return " < ".join(frames) if frames else None
-
-
-def _first(frames: Sequence[str] | None) -> str | None:
-    return frames[0] if frames else None
 
 
 _TABLE = re.compile(r"^CREATE (TABLE|VIEW) (\w+)")
