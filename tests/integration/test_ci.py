@@ -53,11 +53,8 @@ def test_a_leak_is_told_at_its_line_and_then_known(
             assert result["level"] == "error"
             told.append(result["partialFingerprints"])
         assert told[0] == told[1]
-        assert judged(capsys, "core", "--write-baseline")[0] == 0
-        status, out = judged(capsys, str(program.pid))
-        assert status == 0 and out.splitlines()[-1 if "not known" not in out else -2].startswith(
-            "0 findings, 1 ignored by .diagtool.toml,"
-        )
+    status, out = judged(capsys, "core", "--write-baseline")
+    assert status == 0 and "0 findings, 1 ignored by .diagtool.toml," in out
 
 
 def test_a_healthy_twin_passes_without_an_annotation(

@@ -229,6 +229,12 @@ class TestBaseline:
         assert main(["leaks", "s.diag", "--baseline", "b.toml", "--write-baseline"]) == 0
         assert "version = 1\n" in Path("b.toml").read_text()
 
+    def test_ends_of_lines_stay(self) -> None:
+        Path(".diagtool.toml").write_bytes(b"# mine\r\nversion = 1\r\n")
+        assert main(["leaks", "s.diag", "--write-baseline"]) == 0
+        assert Path(".diagtool.toml").read_bytes().startswith(b"# mine\r\nversion = 1\r\n\n[[ignore]]\n")
+        assert main(["leaks", "s.diag"]) == 0
+
     def test_a_link_stays_one_and_rights_stay(self) -> None:
         Path("real.toml").write_text("# mine\n")
         os.chmod("real.toml", 0o640)

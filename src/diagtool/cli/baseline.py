@@ -163,7 +163,7 @@ def write_baseline(report: Report, file: Path | None, known: Baseline | None, re
 
     file = file or (known.file if known is not None else root_of(Path.cwd()) / NAME)
     file = file.resolve()  # what a link leads to is written, not the link
-    before = "" if known is None else file.read_text("utf-8")
+    before = "" if known is None else file.read_bytes().decode("utf-8")  # ends of lines as they are
     said = [
         (f, f"{f.verdict}: {headline(f)}" + (f", at {where(f)}" if where(f) else "")) for f in report.findings
     ]
