@@ -14,7 +14,9 @@ from diagtool.capture import linking
 from diagtool.capture.elf import ElfFile, NotElf
 from diagtool.capture.linking import Linking, linking_of
 from diagtool.capture.memory import AddressSpace, Segment
+from diagtool.capture.model import Mapping
 from diagtool.capture.modules import Module
+from diagtool.inventory.ffi import mapped_once
 from diagtool.inventory.libversions import base_name, version_of
 from elfwriter import PAGE, PT_DYNAMIC, PT_LOAD, PT_NOTE, Library, R, W, X, segment
 
@@ -184,3 +186,14 @@ def test_what_a_library_says_of_itself_counts(tmp_path: Path) -> None:
 )
 def test_copies_of_one_library_have_one_name(one: str, other: str, same: bool) -> None:
     assert (base_name(one) == base_name(other)) is same
+
+
+def test_a_part_of_a_file_that_is_mapped_once_more_is_no_library() -> None:
+    def module(path: str, start: int) -> Module:
+        return Module(path, start, start + PAGE, 0)
+
+    whole, again = module("/usr/bin/node", PAGE), module("/usr/bin/node", 9 * PAGE)
+    part = module("/x.so", 5 * PAGE)
+    offsets = {PAGE: 0, 9 * PAGE: 3 * PAGE, 5 * PAGE: 2 * PAGE}
+    mappings = [Mapping(s, s + PAGE, "r-xp", offset, 1, "") for s, offset in offsets.items()]
+    assert mapped_once([whole, part, again], mappings) == [whole, part]

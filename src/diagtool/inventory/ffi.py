@@ -51,7 +51,8 @@ def add(capture: Capture, snapshot: Snapshot) -> None:
     "none"). ``threads``: how many began in it. ``executable_stacks``, of the executable alone: threads whose
     stack can be executed now.
     """
-    modules = capture.modules[:_MOST]
+    every = mapped_once(capture.modules, capture.mappings)
+    modules = every[:_MOST]
     links = {m.start: linking_of(m, capture.memory) for m in modules}
     mapped: dict[str, list[Mapping]] = defaultdict(list)
     for mapping in capture.mappings:
@@ -67,8 +68,16 @@ def add(capture: Capture, snapshot: Snapshot) -> None:
         row["threads"] = started[row["path"]]
         row["executable_stacks"] = _executable_stacks(capture) if row["role"] == "executable" else 0
     snapshot.tables["libraries"] = rows
-    if len(capture.modules) > len(modules):
-        snapshot.warnings.append(f"{len(capture.modules):,} libraries are mapped: {_MOST:,} are told")
+    if len(every) > len(modules):
+        snapshot.warnings.append(f"{len(every):,} libraries are mapped: {_MOST:,} are told")
+
+
+def mapped_once(modules: Sequence[Module], mappings: Sequence[Mapping]) -> list[Module]:
+    """``modules`` without parts of a file that is there as a whole, mapped once more: V8 has its own code so,
+    near to the code that it makes."""
+    offsets = {m.start: m.offset for m in mappings}
+    whole = {m.path for m in modules if not offsets.get(m.start, 0)}
+    return [m for m in modules if not offsets.get(m.start, 0) or m.path not in whole]
 
 
 def _row(capture: Capture, module: Module, linking: Linking | None, mapped: Sequence[Mapping]) -> Row:
