@@ -40,5 +40,20 @@ fi
 status=$?
 
 echo "status=$status" >> "$GITHUB_OUTPUT"
-[[ -n $sarif && -e $sarif ]] && printf 'sarif=%s\n' "${sarif//$'\n'/}" >> "$GITHUB_OUTPUT"
+if [[ -n $sarif && -e $sarif ]]; then
+    printf 'sarif=%s\n' "${sarif//$'\n'/}" >> "$GITHUB_OUTPUT"
+    # Code scanning knows no suppressions: what the baseline ignores would be an alert there.
+    upload=${RUNNER_TEMP:-/tmp}/diagtool-upload.sarif
+    "$DIAGTOOL_PYTHON" - "$sarif" "$upload" << 'PYTHON' && printf 'upload=%s\n' "$upload" >> "$GITHUB_OUTPUT"
+import json
+import sys
+
+with open(sys.argv[1], encoding="utf-8") as file:
+    document = json.load(file)
+for run in document["runs"]:
+    run["results"] = [result for result in run["results"] if not result.get("suppressions")]
+with open(sys.argv[2], "w", encoding="utf-8") as file:
+    json.dump(document, file)
+PYTHON
+fi
 exit 0

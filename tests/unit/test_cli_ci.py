@@ -310,7 +310,9 @@ def action(tmp_path: Path, **inputs: str) -> tuple[str, dict[str, str]]:
             **os.environ,
             **given,
             "DIAGTOOL_PROGRAM": str(program),
+            "DIAGTOOL_PYTHON": sys.executable,
             "DIAGTOOL_SUDO": "false",
+            "RUNNER_TEMP": str(tmp_path),
             "GITHUB_OUTPUT": str(output),
             "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
         },
@@ -334,8 +336,21 @@ def test_the_action_annotates_and_hands_on_the_status(tmp_path: Path) -> None:
         options="--all --fail-on suspect",
     )
     assert said.startswith("::error file=src/worker.py,line=41,")
-    assert outputs == {"status": "1", "sarif": str(tmp_path / "d.sarif")}
+    upload = tmp_path / "diagtool-upload.sarif"
+    assert outputs == {"status": "1", "sarif": str(tmp_path / "d.sarif"), "upload": str(upload)}
+    assert len(json.loads(upload.read_text())["runs"][0]["results"]) == 1
     assert (tmp_path / "summary.md").read_text().startswith("## diagtool: ")
+
+
+def test_the_action_uploads_nothing_that_is_ignored(tmp_path: Path) -> None:
+    snap = starved()
+    snap.waits = ["", "nobody.knows"]
+    save(snap, tmp_path / "odd.diag")
+    (tmp_path / ".diagtool.toml").write_text('[[ignore]]\nframe = "leaf"\nreason = "r"\n')
+    _, outputs = action(tmp_path, targets="odd.diag", sarif="d.sarif", fail_on="suspect")
+    assert outputs["status"] == "0"
+    for file, results in ((outputs["sarif"], 1), (outputs["upload"], 0)):
+        assert len(json.loads(Path(file).read_text())["runs"][0]["results"]) == results
 
 
 def test_the_action_says_what_is_missing(tmp_path: Path) -> None:
