@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +76,3 @@ def test_a_program_with_another_root_is_mapped(repository: Path, capsys: pytest.
         inside = next(Path(w.decode()) for w in words if w.endswith(PROGRAM.path.name.encode()))
         mapped = judged(capsys, str(program.pid), "--format", "github", f"--map={inside.parent}=app")[1]
     assert mapped.startswith(f"::error file=app/{PROGRAM.path.name},line={WAITS},")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
-def test_no_disk_is_an_exit_status_and_a_sentence(
-    repository: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with launch(repository / "app" / PROGRAM.path.name, arguments=["leak", "20"]) as program:
-        assert main(["leaks", str(program.pid), "--format", "sarif", "-o", "/dev/full"]) == 3
-    assert capsys.readouterr().err.splitlines()[0] == (
-        "diagtool: /dev/full cannot be written: No space left on device"
-    )
