@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -105,7 +106,7 @@ def block(what: str, argument: str, sample: Sample | None) -> str:
     if sample is None:
         raise ValueError(f"{what} needs the demo service")
     if what in ("run", "memory", "native", "template"):
-        words = [sample.real(word) for word in argument.split()]
+        words = [sample.real(word) for word in shlex.split(argument)]
         text = f"$ diagtool {argument.replace('PID', SHOWN_PID)}\n{run(words, sample.folder)}"
         return fenced(sample.shown(text))
     if what == "sql":
