@@ -154,6 +154,7 @@ def command(
         tasks>1000    asyncio tasks, threads, or open files (of its limit)
         threads>200
         fds>80%
+
     All Python processes that CMD has started are looked at, too. The looks are judged together: what stays or
     grows from one to the next counts. Processes that outlive CMD are findings, and left alone.
 
@@ -161,7 +162,7 @@ def command(
     Examples:
         diagtool run -- python app.py
         diagtool run --timeout 10m --format github -- pytest -x
-        diagtool run --snapshot-on 'rss>2GiB,every=60s' --keep looks -- gunicorn app:app
+        diagtool run --snapshot-on 'rss>2GiB,every=60s' --keep looks -- app
 
     \b
     Exit status:
