@@ -28,6 +28,7 @@ from memory import memory
 from native_heap import native_heap
 from native_stacks import native_stacks
 from object_heap import object_heap
+from pytest_plugin import pytest_plugin
 
 
 def tools_for(pid: int, folder: str) -> list[tuple[str, list[str]]]:
@@ -182,6 +183,7 @@ PARTS: dict[str, Callable[[int], Iterator[Table]]] = {
     "native-heap": native_heap,
     "native-stacks": native_stacks,
     "object-heap": object_heap,
+    "pytest-plugin": pytest_plugin,
 }
 
 

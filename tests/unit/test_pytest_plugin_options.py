@@ -214,3 +214,21 @@ def test_gpu_handles_are_leaks_from_the_second_use_of_a_device_on(tmp_path: obje
         probe.close()
     assert [(left.kind, left.ignored) for left in first if left] == [("gpu", "the first use of a device")]
     assert [(left.kind, left.ignored) for left in second if left] == [("gpu", "")]
+
+
+def test_what_a_team_has_accepted_is_counted_and_no_error(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("import os\n\ndef leak():\n    os.pipe()\n\ndef test_it():\n    leak()\n")
+    baseline = pytester.path / ".diagtool.toml"
+    baseline.write_text(
+        'version = 1\n[[ignore]]\nreason = "known"\nname = "fd *pipe*"\n'
+        '[[ignore]]\nreason = "was known"\nname = "fd*"\nexpires = 2020-01-01\n'
+    )
+    result = run(pytester, "--diagtool")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["diagtool: *2 ignored (2 accepted in .diagtool.toml: known)"])
+    baseline.write_text(baseline.read_text().replace("pipe", "socket"))
+    run(pytester, "--diagtool").assert_outcomes(passed=1, errors=1)
+    baseline.write_text("[[ignore]]\nnonsense = 1\n")
+    result = run(pytester, "--diagtool")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["diagtool: *.diagtool.toml: *"])

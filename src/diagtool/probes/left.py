@@ -42,7 +42,7 @@ class Left:
     ``key`` tells it from others of its kind while it lives. ``created`` and ``waiting`` are innermost first,
     empty where unknown. ``native_id`` is the tid of a thread, ``address`` that of a task: what the engine
     is asked about. ``owned``: an object of Python has this descriptor. ``ignored`` says why it is no leak, ""
-    if it is one.
+    if it is one. ``label``: what the program calls it.
     """
 
     kind: str
@@ -55,6 +55,7 @@ class Left:
     address: int = 0
     owned: bool = True
     ignored: str = ""
+    label: str = ""
     template: str = ""
     title: str = ""
     cause: str = ""

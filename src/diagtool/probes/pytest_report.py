@@ -31,7 +31,7 @@ class Results:
         self.findings: list[dict[str, Any]] = []
         self.ignored: Counter[str] = Counter()
         self.not_judged = 0
-        self._trouble = ""
+        self.trouble = ""
         self._texts: list[str] = []
 
     def add(self, item: pytest.Item | None, told: Iterable[tuple[str, str, list[Left]]]) -> str:
@@ -61,6 +61,7 @@ class Results:
                 "findings": self.findings,
                 "ignored": dict(self.ignored),
                 "not_judged": self.not_judged,
+                "trouble": self.trouble,
             }
 
     def merge(self, other: dict[str, Any]) -> None:
@@ -68,6 +69,7 @@ class Results:
         self.findings += other.get("findings", ())
         self.ignored.update(other.get("ignored", {}))
         self.not_judged += other.get("not_judged", 0)
+        self.trouble = self.trouble or other.get("trouble", "")
 
     def as_json(self) -> dict[str, Any]:
         """The report that ``--diagtool-report`` writes."""
@@ -95,8 +97,8 @@ class Results:
             if len(findings) > _MOST:
                 terminal.write_line(f"… and {len(findings) - _MOST:,} more")
         terminal.write_line(self._sentence())
-        if trouble:
-            terminal.write_line(trouble, red=True)
+        for text in filter(None, (trouble, self.trouble and f"diagtool: {self.trouble}")):
+            terminal.write_line(text, red=True)
         if os.environ.get("GITHUB_ACTIONS") == "true":
             for line in github_lines(findings, self.mode):
                 terminal.write_line(line)

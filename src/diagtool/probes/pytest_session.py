@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from diagtool.probes.accepted import Accepted
 from diagtool.probes.left import KINDS, Left
 from diagtool.probes.pytest_marks import leak_limits, validate, wanted_of
 from diagtool.probes.pytest_report import Results, merge_worker
@@ -57,6 +58,7 @@ class Session:
         self.watch.origins.install()
         self._engine: Engine | None = None
         self._use_engine = config.getini("diagtool_engine") and not config.getoption("diagtool_no_engine")
+        self._accepted = Accepted(str(config.rootpath))
         self._failed = False
         self.heap: list[Left] = []
         self._pending: dict[Key, Pending] = {}
@@ -113,8 +115,11 @@ class Session:
             if leaks:
                 told.append(("test", item.nodeid, leaks))
         told += self._of_scopes()
+        looked = bool(told)
         self._explain([left for _, _, leaks in told for left in leaks])
-        self.watch.adopt(self._pending, same=item is not None and not new and not told)
+        told = [(scope, test, self._not_accepted(leaks)) for scope, test, leaks in told]
+        told = [(scope, test, leaks) for scope, test, leaks in told if leaks]
+        self.watch.adopt(self._pending, same=item is not None and not new and not looked)
         for _, _, leaks in told:
             self.watch.told.update(left.likeness for left in leaks)
         return self.results.add(item, told)
@@ -151,6 +156,19 @@ class Session:
         if reason:
             self.results.ignored[reason] += 1
         return not reason
+
+    def _not_accepted(self, leaks: list[Left]) -> list[Left]:
+        notes = self.watch.notes
+        before, notes.quiet = notes.quiet, True
+        try:
+            self._accepted.mark(leaks)
+        finally:
+            notes.quiet = before
+        self.results.trouble = self._accepted.problem
+        for left in leaks:
+            if left.ignored:
+                self.results.ignored[left.ignored] += 1
+        return [left for left in leaks if not left.ignored]
 
     def _explain(self, leaks: list[Left]) -> None:
         if self._use_engine and leaks:

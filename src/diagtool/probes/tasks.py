@@ -214,6 +214,7 @@ def _describe(task: Any) -> Left | None:
         spelled(origin_of_task(task)),
         awaits(coroutine),
         address=id(task),
+        label=task.get_name(),
     )
     if ignore.matches(name, ignore.TASKS):
         left.ignored = f"of the test runner: {name}"

@@ -89,6 +89,7 @@ def _python_thread(thread: threading.Thread, key: int) -> Left | None:
         spelled(origin),
         frames(frame),
         native_id=key,
+        label=thread.name,
     )
     if by_import(origin):
         left.ignored = "started by an import"

@@ -1,0 +1,147 @@
+"""What ``pytest --diagtool`` costs: the same 1,000 tests with it, without it, and with pyleak's marks."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from common import BIN, ROOT, Row, Table
+
+#: Four kinds of tests as suites have them: calculation, a file, asyncio with a few tasks, a thread.
+SUITE = """
+import asyncio, json, threading
+import pytest
+
+pytestmark = {mark}
+
+@pytest.mark.parametrize("i", range(400))
+def test_calculation(i):
+    words = sorted(str(k * 7919 % 5003) for k in range(2000))
+    assert words[0] == "0" and len(set(words)) == 2000
+
+@pytest.mark.parametrize("i", range(250))
+def test_file(tmp_path, i):
+    data = {{str(k): [k] * 20 for k in range(200)}}
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(data))
+    assert json.loads(file.read_text()) == data
+
+async def add(queue, n):
+    await queue.put(n)
+    await asyncio.sleep(0)
+    return n
+
+@pytest.mark.parametrize("i", range(250))
+@pytest.mark.asyncio
+async def test_tasks(i):
+    queue = asyncio.Queue()
+    done = await asyncio.gather(*(add(queue, n) for n in range(10)))
+    assert sum(done) == 45 and json.loads(json.dumps(list(range(3000))))[7] == 7
+
+@pytest.mark.parametrize("i", range(100))
+def test_thread(i):
+    out = []
+    thread = threading.Thread(target=lambda: out.extend(range(20000)))
+    thread.start()
+    thread.join()
+    assert len(out) == 20000
+"""
+
+NOTHING = """
+import pytest
+@pytest.mark.parametrize("i", range(1000))
+def test_nothing(i):
+    assert i + 1 > i
+"""
+
+
+def _cpu(suite: Path, *args: str, path: str = "") -> tuple[float, int]:
+    """(CPU seconds, exit status) of one run of pytest. Of wall time a busy machine says little."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    command = [str(BIN / "python"), "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", str(suite.parent)]
+    command += [
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "asyncio_default_fixture_loop_scope=function",
+        *args,
+        str(suite),
+    ]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**environment, "PYTHONPATH": path} if path else environment,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_utime + usage.ru_stime, process.returncode
+
+
+def _pyleak() -> str:
+    """A folder with pyleak, apart from the environment, whose tests all would load its plugin; "" without."""
+    folder = ROOT / ".cache/venvs/pyleak"
+    if not (folder / "pyleak").is_dir():
+        line = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-deps",
+            "--target",
+            str(folder),
+            "pyleak>=0.2",
+        ]
+        subprocess.run(line, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return str(folder) if (folder / "pyleak").is_dir() else ""
+
+
+def pytest_plugin(rounds: int) -> Iterator[Table]:
+    """CPU time of 1,000 tests that do a little each, and of 1,000 that do nothing."""
+    pyleak = _pyleak()
+    if not pyleak:
+        print("(pyleak could not be had: it is left out)")
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder, "test_plain.py")
+        plain.write_text(SUITE.format(mark="[]"))
+        marked = Path(folder, "test_marked.py")
+        marked.write_text(SUITE.format(mark='pytest.mark.no_leaks("tasks", "threads")'))
+        nothing = Path(folder, "test_nothing.py")
+        nothing.write_text(NOTHING)
+        off, on = ("-p", "no:diagtool"), ("--diagtool",)
+        runs: list[tuple[str, Path, tuple[str, ...], str]] = [
+            ("pytest without it", plain, off, ""),
+            ("installed, not asked for", plain, (), ""),
+            ("pytest --diagtool", plain, on, ""),
+        ]
+        if pyleak:
+            runs.append(("pyleak, tasks and threads", marked, off, pyleak))
+        yield _table("1,000 tests: calculation, files, tasks, threads", runs, rounds)
+        runs = [("pytest without it", nothing, off, ""), ("pytest --diagtool", nothing, on, "")]
+        yield _table("1,000 tests that do nothing", runs, rounds)
+
+
+def _table(title: str, runs: list[tuple[str, Path, tuple[str, ...], str]], rounds: int) -> Table:
+    """All in turn, round by round: each is compared with the run without it of the same round."""
+    seconds: dict[str, list[float]] = {name: [] for name, *_ in runs}
+    notes: dict[str, str] = {}
+    for number in range(rounds + 1):
+        for name, suite, args, path in runs:
+            used, status = _cpu(suite, *args, path=path)
+            if number:  # the first round writes bytecode
+                seconds[name].append(used)
+            if status:
+                notes[name] = f"failed (status {status})"
+    table = Table(f"{title} (CPU seconds)", ["CPU", "more than without, %"])
+    base = seconds[runs[0][0]]
+    for name, *_ in runs:
+        more = statistics.median(100 * (a / b - 1) for a, b in zip(seconds[name], base, strict=True))
+        figures = {"CPU": statistics.median(seconds[name]), "more than without, %": more}
+        table.rows.append(Row(name, figures, notes.get(name, "")))
+    return table
