@@ -471,6 +471,17 @@ class TestLocations:
         here = Locations(tmp_path / "link")
         assert here.path(str(tmp_path / "real/x.py")) == here.path(str(tmp_path / "link/x.py")) == "x.py"
 
+    def test_what_could_be_the_repository_is_named_and_not_taken(self, tmp_path: Path) -> None:
+        (tmp_path / "app").mkdir()
+        here = Locations(tmp_path)
+        said = here.warning(report())
+        assert said is not None and said.endswith("--map FROM=TO says what a container calls it")
+        (tmp_path / "app/worker.py").touch()
+        said = here.warning(report())
+        assert said is not None and said.endswith("if /srv is the repository, say so with --map /srv=.")
+        assert here.main(finding()) is None
+        assert Locations(tmp_path, [("/srv", ".")]).warning(report()) is None
+
     def test_libraries_are_no_place_for_an_annotation(self) -> None:
         library = Frame("get", "/srv/.venv/lib/python3.12/site-packages/x/y.py", 5)
         main = HERE.main(finding(frames=(library, GET, LEAF)))

@@ -17,6 +17,9 @@ from diagtool.snapshot.model import Frame, Target
 
 __all__ = ("Location", "Locations", "root_of")
 
+_MOST_TRIED = 20  # files looked for
+_DEEPEST = 30
+
 
 def root_of(start: Path) -> Path:
     """The root of the repository that ``start`` is in, else ``start``."""
@@ -109,10 +112,22 @@ class Locations:
         away = [frame for frame in map(self.elsewhere, report.findings) if frame is not None]
         if not away:
             return None
+        mapping = next(filter(None, (self._mapping(frame.file) for frame in away[:_MOST_TRIED])), None)
+        helps = "--root DIR names the repository, --map FROM=TO says what a container calls it"
+        if mapping is not None:
+            helps = f"if {mapping} is the repository, say so with --map {mapping}=."
         return (
             f"{len(away):,} of {len(report.findings):,} findings are in files outside of {self.root}, as "
-            f"{away[0].file}: --root DIR names the repository, --map FROM=TO says what a container calls it"
+            f"{away[0].file}: {helps}"
         )
+
+    def _mapping(self, file: str) -> str | None:
+        """The folder that could be the repository: what follows it in ``file`` is there."""
+        parts = _normal(file).split("/")
+        for i in range(2, min(len(parts), _DEEPEST)):
+            if self._is_there("/".join(parts[i:])):
+                return "/".join(parts[:i])
+        return None
 
     def _is_there(self, name: str) -> bool:
         try:
