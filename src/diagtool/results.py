@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +71,14 @@ def sql(
     from diagtool.snapshot.model import Snapshot
     from diagtool.snapshot.query import opened
 
-    with tempfile.TemporaryDirectory(prefix="diagtool-") as folder:
+    with ExitStack() as stack:
         if isinstance(source, Snapshot):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="diagtool-"))
             path: str | os.PathLike[str] = Path(folder, "snapshot.diag")
             save(source, path)
         else:
             path = source
-        with opened(path) as database:
-            answer = database.ask(query, rows=rows, seconds=seconds)
+        answer = stack.enter_context(opened(path)).ask(query, rows=rows, seconds=seconds)
     if answer.more:
         raise ValueError(f"there are more than {rows:,} rows: ask for less, or for more with rows=")
     found: list[dict[str, Any]] = document(answer)["rows"]

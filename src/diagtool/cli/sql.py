@@ -120,7 +120,7 @@ def command(
         "unwinder": unwinder,
         "debug_directories": debug_directories,
     }
-    with _file(target, output, heap, how) as file, opened(file) as database:
+    with _file(target, output, heap, how) as file, opened(file, alone=True) as database:
         if text is None:
             print_lines(sqltable.schema(database.tables(), width(output)), output)
             return 0

@@ -85,15 +85,17 @@ class TableInfo:
 class Database:
     """An open .diag file. See :func:`opened`."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, alone: bool = False) -> None:
         self._path = path
         self._db = store.connect(path)
         self._frames = store.connect(path)  # a function may not ask the connection that it is called by
         self._deadline = float("inf")
         self._records: dict[str, list[str]] = {}
         try:
+            if alone:
+                self._db.execute(f"PRAGMA hard_heap_limit = {_MOST_MEMORY}")
             self._prepare()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError) as error:  # ValueError: messages that are no UTF-8
             self.close()
             raise store.damaged(path, error) from None
 
@@ -103,8 +105,8 @@ class Database:
 
     def _prepare(self) -> None:
         db = self._db
-        db.execute(f"PRAGMA hard_heap_limit = {_MOST_MEMORY}")  # of the whole process
         db.execute("PRAGMA cell_size_check = ON")
+        db.text_factory = self._frames.text_factory = _text
         set_limit = getattr(db, "setlimit", None)  # from Python 3.11 on
         if set_limit is not None:
             set_limit(_LIMIT_LENGTH, _LONGEST)
@@ -174,7 +176,7 @@ class Database:
             return BadQuery("a query may only read", "Ask with SELECT.")
         if "one statement" in said:
             return BadQuery("there is more than one statement", "Ask one question at a time.")
-        if "malformed" in said or "not a database" in said:
+        if any(word in said for word in ("malformed", "not a database", "user-defined function")):
             return store.damaged(self._path, error)
         return BadQuery(f"the query can't be answered: {said}", "--schema lists tables, views and columns.")
 
@@ -210,7 +212,7 @@ class Database:
         self._deadline = time.monotonic() + _PREPARING
         try:
             names = self._db.execute(listed).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError) as error:
             raise store.damaged(self._path, error) from None
         for kind, name in names:
             if isinstance(name, str) and name not in _INTERNAL and not name.startswith("sqlite_"):
@@ -225,15 +227,18 @@ class Database:
 
     def _columns(self, table: str) -> list[str]:
         quoted = '"' + table.replace('"', '""') + '"'
-        with contextlib.suppress(sqlite3.Error):  # somebody's view of what is not there
+        with contextlib.suppress(sqlite3.Error, ValueError):  # somebody's view of what is not there
             return [row[1] for row in self._db.execute(f"PRAGMA table_info({quoted})")]
         return []
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[Database]:
-    """A .diag file to ask. Raises StoreError."""
-    database = Database(path)
+def opened(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[Database]:
+    """A .diag file to ask. Raises StoreError.
+
+    ``alone``: nobody else in this process uses SQLite, so that it may be told to take a gigabyte at most.
+    """
+    database = Database(path, alone=alone)
     try:
         yield database
     finally:
@@ -247,6 +252,10 @@ def _may(action: int, first: str | None, second: str | None, *_: str | None) -> 
     if action == sqlite3.SQLITE_PRAGMA and (first or "").lower() in _PRAGMAS:
         return sqlite3.SQLITE_OK
     return sqlite3.SQLITE_OK if action in _READING else sqlite3.SQLITE_DENY
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
 
 
 def _hex64(value: Any) -> Any:
