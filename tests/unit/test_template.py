@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -113,6 +114,13 @@ def test_a_sound_template_is_read() -> None:
         ('{ wait = "asyncio.Event.wait" }', "{ }", "my-leak.match: matches every stack"),
         ("verdict = [", "idle = true\nverdict = [", "an idle template has no verdicts"),
         ("verdict = [{", "wordict = [{", "no such key (did you mean 'verdict'?)"),
+        ("min_count = 5", "min_count = -5", "verdict[0].min_count: must be 1 or more, is -5"),
+        (
+            "min_count = 5",
+            'min_count = 5, evidence = "{cuont} tasks"',
+            "verdict[0].evidence: no fact 'cuont' (did you mean 'count'?)",
+        ),
+        ("stuck == true", "stuck == true" + " " * 3000, "verdict[0].stack: is 3,013 characters long"),
     ],
 )
 def test_a_mistake_is_told_with_its_place(old: str, new: str, problem: str) -> None:
@@ -159,6 +167,11 @@ def test_a_users_mistake_stops_with_all_problems_and_a_hint(tmp_path: Path) -> N
         library(tmp_path)
     assert len(caught.value.problems) == 2
     assert "templates check" in caught.value.hint
+
+
+def test_what_is_no_plain_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "mine.toml")
+    assert "it is no plain file" in str(read_directory(tmp_path)[1][0])
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", None])

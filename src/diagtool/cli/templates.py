@@ -19,7 +19,7 @@ from diagtool.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from diagtool.leaks.template import Template
+    from diagtool.leaks.template import SourceRule, Template
     from diagtool.report.text import Line
 
 
@@ -199,6 +199,11 @@ def try_templates(
     return 0 if any(trial.matches for trial in trials) else 1
 
 
+def _source(rule: SourceRule) -> str:
+    then = " raises it" if rule.raises else " lowers it" if rule.lowers else ""
+    return f"{rule.check or rule.pattern} at {rule.at}{then}"
+
+
 def _shown(template: Template) -> Iterator[Line]:
     from diagtool.cli.output import width
     from diagtool.report.text import clean, pad, wrap
@@ -208,6 +213,7 @@ def _shown(template: Template) -> Iterator[Line]:
         "kind": template.kind,
         "severity": "idle: no leak" if template.idle else template.severity,
         "verdicts": ", ".join(f"{r.level} from {r.min_count}" for r in template.rules),
+        "source": ", ".join(_source(rule) for rule in template.source),
         "cause": template.cause,
         "fix": template.fix,
         "runbook": template.runbook or "",

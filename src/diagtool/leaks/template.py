@@ -6,6 +6,7 @@ that a condition may ask for; :mod:`.template_toml` reads and checks them.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -160,7 +161,10 @@ def read_directory(directory: Path) -> tuple[list[Template], list[Problem]]:
     texts: list[tuple[str, str]] = []
     for file in files:
         try:
-            if file.stat().st_size > _MAX_FILE:
+            info = file.stat()
+            if not stat.S_ISREG(info.st_mode):
+                raise OSError("it is no plain file")
+            if info.st_size > _MAX_FILE:
                 raise OSError(f"it is larger than {_MAX_FILE >> 20} MiB")
             texts.append((file.name, file.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError) as error:

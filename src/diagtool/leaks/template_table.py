@@ -14,6 +14,9 @@ from diagtool.leaks.tomllines import Path, line_of, lines_of
 
 __all__ = ("Document", "Table", "nearest", "tomllib")
 
+#: Characters of a condition or of a pattern of frames.
+_MAX_TEXT = 2_000
+
 
 def tomllib() -> Any:
     from importlib import import_module
@@ -100,8 +103,11 @@ class Table:
     def flag(self, key: str) -> bool:
         return bool(self._typed(key, bool, "true or false", False))
 
-    def number(self, key: str, default: int | None) -> int | None:
+    def number(self, key: str, default: int | None, least: int | None = None) -> int | None:
         value: int | None = self._typed(key, int, "a whole number", default)
+        if value is not None and least is not None and value < least:
+            self.problem(key, f"must be {least} or more, is {value}")
+            return default
         return value
 
     def choice(self, key: str, among: Iterable[str], default: str) -> str:
@@ -139,6 +145,9 @@ class Table:
 
     def _parsed(self, key: str, read: Callable[[str], Any]) -> Iterable[Any]:
         for text in self.texts(key):
+            if len(text) > _MAX_TEXT:
+                self.problem(key, f"is {len(text):,} characters long, {_MAX_TEXT:,} are allowed")
+                continue
             try:
                 yield read(text)
             except (ConditionError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from diagtool.leaks.model import NO_STACKS, SEVERITIES, VERDICTS
 from diagtool.leaks.pattern import StackPattern
 from diagtool.leaks.template import Problem, Rule, SourceRule, TablePattern, Template
 from diagtool.leaks.template_extends import Bases
-from diagtool.leaks.template_table import Document, Table
+from diagtool.leaks.template_table import Document, Table, nearest
 from diagtool.leaks.tomllines import Path
 from diagtool.snapshot.model import KINDS, STATES
 
@@ -34,6 +35,9 @@ FATES = ("kept", "lost", "running", "open", "replaced", "ignored", "blocked", "d
 
 GROUPINGS = ("place", "thing", "owner", "executor", "all")
 SAME = ("process", "thing", "loop", "executor")
+
+#: A fact in a sentence of evidence.
+PLACEHOLDER = re.compile(r"\{([a-z_.]+)\}")
 
 _ID = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 
@@ -116,7 +120,7 @@ def _template(check: Document, raw: Mapping[str, Any], index: int, path: Path) -
         fix=table.text("fix", needed=not idle),
         references=table.texts("references"),
         runbook=table.text("runbook", "" if idle else f"docs/runbooks/{id_}.md") or None,
-        max_count=table.number("max_count", None),
+        max_count=table.number("max_count", None, 1),
         source=tuple(
             _source(check, r, f"{where}.source[{i}]", kind, at)
             for i, (r, at) in enumerate(table.tables("source"))
@@ -217,7 +221,7 @@ def _rule(check: Document, raw: Mapping[str, Any], where: str, kind: str, path: 
     facts = None if kind == "table" else GROUP_FACTS
     return Rule(
         level="likely" if level == "likely" else "suspect",
-        min_count=table.number("min_count", 1) or 1,
+        min_count=table.number("min_count", 1, 1) or 1,
         thing=table.conditions("thing", (*THING_FACTS, "state")),
         stack=table.conditions(
             "where" if kind == "table" else "stack", None if kind == "table" else STACK_FACTS
@@ -228,5 +232,15 @@ def _rule(check: Document, raw: Mapping[str, Any], where: str, kind: str, path: 
         absent=tuple(_stacks(check, r, f"{where}.without", at) for r, at in table.tables("without")),
         explains=tuple(_stacks(check, r, f"{where}.explains", at) for r, at in table.tables("explains")),
         over_idle=table.flag("over_idle"),
-        evidence=table.text("evidence"),
+        evidence=_evidence(table, kind),
     )
+
+
+def _evidence(table: Table, kind: str) -> str:
+    """A sentence with facts in it, which must be some; of rows any column will do."""
+    text = table.text("evidence")
+    known = (*GROUP_FACTS, *SERIES_FACTS, *THING_FACTS)
+    for fact in PLACEHOLDER.findall(text) if kind != "table" else ():
+        if fact not in known and not fact.startswith("state."):
+            table.problem("evidence", f"no fact {fact!r}{nearest(fact, known)}", (*known, "state.…"))
+    return text
