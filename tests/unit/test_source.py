@@ -9,11 +9,13 @@ import types
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+from made_snapshots import report
 from made_stacks import QUEUE_GET, SEMAPHORE, World
 
 from diagtool.leaks import find_leaks
-from diagtool.leaks.model import Finding, Report
+from diagtool.leaks.model import Finding, Report, SourceLine
 from diagtool.leaks.source.expression import problem_of
 from diagtool.leaks.source.files import Sources
 from diagtool.leaks.source.module import Module
@@ -21,6 +23,8 @@ from diagtool.leaks.source.same import differs
 from diagtool.leaks.source.spawns import sites
 from diagtool.leaks.template import Template
 from diagtool.leaks.template_toml import read_text
+from diagtool.report import json as documents
+from diagtool.report import terminal
 from diagtool.snapshot.model import Frame, Snapshot, Target
 
 WORKER = textwrap.dedent(
@@ -381,3 +385,22 @@ class TestSpawns:
 def test_an_absurd_expression_is_told(pattern: str, problem: str | None) -> None:
     found = problem_of(pattern)
     assert found is None if problem is None else found is not None and problem in found
+
+
+class TestReports:
+    HOSTILE = SourceLine(
+        "/srv/\x1b[31m.py", 7, "x = '\x1b]0;owned\x07\u202e'" + "y" * 300, "pattern", "says\x9b31m it"
+    )
+
+    def test_lines_of_the_source_are_shown_and_can_do_nothing_to_a_terminal(self) -> None:
+        lines = list(terminal.leaks(report(source=(self.HOSTILE,)), terminal.View()))
+        text = ["".join(part for part, _ in line) for line in lines]
+        assert all(part.isprintable() for part in text)
+        assert max(map(len, text[:-1])) <= 80
+        assert any(line.strip().startswith("source   ") and ".py:7: x = '" in line for line in text)
+
+    def test_the_document_has_them_by_the_schema(self) -> None:
+        document = documents.leaks(report(source=(self.HOSTILE,)))
+        jsonschema.validate(document, documents.schema("leaks"))
+        (line,) = document["findings"][0]["source"]
+        assert (line["file"], line["line"], line["check"]) == (self.HOSTILE.file, 7, "pattern")
