@@ -26,7 +26,8 @@ from diagtool.report.text import clean
 __all__ = ["assembled", "head"]
 
 _ASSETS = Path(__file__).parent / "assets"
-_SCRIPTS = ("dom.js", "tables.js", "findings.js", "pictures.js", "main.js")
+#: Ours, in the order in which they build on each other.
+_SCRIPTS = ("dom", "tables", "findings", "pictures", "waits", "flame", "areas", "growth", "main")
 _PLACE = re.compile("@([A-Z]+)@")
 _ESCAPES = str.maketrans(
     {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -95,7 +96,7 @@ def _asset(name: str) -> str:
 
 @cache
 def _ours() -> str:
-    return "\n".join(("'use strict';", *(_asset(name) for name in _SCRIPTS)))
+    return "\n".join(("'use strict';", *(_asset(f"{name}.js") for name in _SCRIPTS)))
 
 
 def _hash(text: str) -> str:

@@ -28,7 +28,10 @@ function bytes(number) {
   const units = ['bytes', 'kB', 'MB', 'GB', 'TB'];
   let power = 0;
   let rest = Math.abs(number);
-  while (rest >= 1000 && power < units.length - 1) { rest /= 1000; power += 1; }
+  while (rest >= 1000 && power < units.length - 1) {
+    rest /= 1000;
+    power += 1;
+  }
   return (number < 0 ? '-' : '') + short.format(rest) + ' ' + units[power];
 }
 
@@ -49,7 +52,9 @@ function amount(value, holds) {
 
 // Text in which `this` is code.
 function withCode(text) {
-  return text.split('`').map((part, i, all) => (i % 2 && i < all.length - 1 ? el('code', {}, part) : (i % 2 ? '`' : '') + part));
+  return text
+    .split('`')
+    .map((part, i, all) => (i % 2 && i < all.length - 1 ? el('code', {}, part) : (i % 2 ? '`' : '') + part));
 }
 
 let numbers = 0;
@@ -59,6 +64,11 @@ function fresh(prefix) {
 }
 
 function section(id, title, about, ...children) {
-  return el('section', { id, 'aria-labelledby': id + '-title' },
-    el('h2', { id: id + '-title' }, title), about ? el('p', { class: 'about' }, about) : null, children);
+  return el(
+    'section',
+    { id, 'aria-labelledby': id + '-title' },
+    el('h2', { id: id + '-title' }, title),
+    about ? el('p', { class: 'about' }, about) : null,
+    children,
+  );
 }

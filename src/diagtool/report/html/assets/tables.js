@@ -12,13 +12,20 @@ function innermostOwn(ids, frames) {
 }
 
 function frameList(ids, frames) {
-  return el('ol', { class: 'frames' }, ids.map((id) => {
-    const [name, place, path, whose, source] = frames[id];
-    return el('li', { class: whose },
-      el('span', { class: 'place', title: path }, place),
-      el('span', { class: 'function' }, name),
-      source ? el('code', { class: 'source' }, source) : null);
-  }));
+  return el(
+    'ol',
+    { class: 'frames' },
+    ids.map((id) => {
+      const [name, place, path, whose, source] = frames[id];
+      return el(
+        'li',
+        { class: whose },
+        el('span', { class: 'place', title: path }, place),
+        el('span', { class: 'function' }, name),
+        source ? el('code', { class: 'source' }, source) : null,
+      );
+    }),
+  );
 }
 
 // What a cell is searched and sorted by.
@@ -29,7 +36,7 @@ function plain(value, column, frames) {
 }
 
 function compare(a, b) {
-  if (a === '' || b === '') return (a === '') - (b === '');  // what is not known comes last
+  if (a === '' || b === '') return (a === '') - (b === ''); // what is not known comes last
   if (typeof a === 'number' && typeof b === 'number') return a - b;
   return String(a).localeCompare(String(b), 'en', { numeric: true });
 }
@@ -43,11 +50,38 @@ function dataTable(spec, frames) {
 
   const body = el('tbody');
   const said = el('p', { class: 'said', role: 'status' });
-  const more = el('button', { type: 'button', class: 'quiet', onclick: () => { state.shown += 200; show(); } }, 'Show more rows');
+  const more = el(
+    'button',
+    {
+      type: 'button',
+      class: 'quiet',
+      onclick: () => {
+        state.shown += 200;
+        show();
+      },
+    },
+    'Show more rows',
+  );
   const inputId = fresh('search');
-  const input = el('input', { type: 'search', id: inputId, autocomplete: 'off', spellcheck: 'false', oninput: find });
-  const heads = spec.columns.map((column, i) => el('th', { scope: 'col', class: isNumber(column) ? 'number' : null },
-    el('button', { type: 'button', onclick: () => sort(i) }, column.label, el('span', { class: 'arrow', 'aria-hidden': 'true' }))));
+  const input = el('input', {
+    type: 'search',
+    id: inputId,
+    autocomplete: 'off',
+    spellcheck: 'false',
+    oninput: find,
+  });
+  const heads = spec.columns.map((column, i) =>
+    el(
+      'th',
+      { scope: 'col', class: isNumber(column) ? 'number' : null },
+      el(
+        'button',
+        { type: 'button', onclick: () => sort(i) },
+        column.label,
+        el('span', { class: 'arrow', 'aria-hidden': 'true' }),
+      ),
+    ),
+  );
 
   function cell(value, column, head) {
     const brief = typeof value === 'string' && value.length <= 36;
@@ -67,8 +101,15 @@ function dataTable(spec, frames) {
   }
 
   function show() {
-    body.replaceChildren(...state.found.slice(0, state.shown).map(
-      (row) => el('tr', {}, row.map((value, i) => cell(value, spec.columns[i], i === 0)))));
+    body.replaceChildren(
+      ...state.found.slice(0, state.shown).map((row) =>
+        el(
+          'tr',
+          {},
+          row.map((value, i) => cell(value, spec.columns[i], i === 0)),
+        ),
+      ),
+    );
     more.hidden = state.found.length <= state.shown;
     const rows = many(state.found.length, 'row');
     const of = state.found.length === spec.rows.length ? '' : ' of ' + whole.format(spec.rows.length);
@@ -85,7 +126,8 @@ function dataTable(spec, frames) {
 
   function sort(column) {
     // Numbers are looked at largest first.
-    state.down = state.sorted === column ? !state.down : isNumber(spec.columns[column]) && spec.columns[column].holds !== 'id';
+    state.down =
+      state.sorted === column ? !state.down : isNumber(spec.columns[column]) && spec.columns[column].holds !== 'id';
     state.sorted = column;
     heads.forEach((head, i) => {
       if (i === column) head.setAttribute('aria-sort', state.down ? 'descending' : 'ascending');
@@ -99,24 +141,48 @@ function dataTable(spec, frames) {
     if (i >= 0) {
       state.found = [...state.found].sort((a, b) => {
         const [x, y] = [keys[index.get(a)][i], keys[index.get(b)][i]];
-        return x === '' || y === '' ? compare(x, y) : (state.down ? compare(y, x) : compare(x, y));
+        return x === '' || y === '' ? compare(x, y) : state.down ? compare(y, x) : compare(x, y);
       });
     }
     show();
   }
 
   show();
-  const table = el('table', {}, el('caption', { class: 'away' }, spec.title), el('thead', {}, el('tr', {}, heads)), body);
-  return el('div', { class: 'table' },
+  const table = el(
+    'table',
+    {},
+    el('caption', { class: 'away' }, spec.title),
+    el('thead', {}, el('tr', {}, heads)),
+    body,
+  );
+  return el(
+    'div',
+    { class: 'table' },
     el('div', { class: 'tools' }, el('label', { for: inputId }, 'Search'), input, said),
-    el('div', { class: 'scroll', tabindex: '0', role: 'group', 'aria-label': spec.title }, table), more);
+    el('div', { class: 'scroll', tabindex: '0', role: 'group', 'aria-label': spec.title }, table),
+    more,
+  );
 }
 
 function foldedTable(spec, frames, open) {
-  const details = el('details', { class: 'fold', id: 'table-' + spec.id },
-    el('summary', {}, el('span', { class: 'name' }, spec.title), ' ', el('span', { class: 'number' }, whole.format(spec.total))));
-  const fill = () => { if (details.open && details.children.length === 1) details.append(dataTable(spec, frames)); };
+  const details = el(
+    'details',
+    { class: 'fold', id: 'table-' + spec.id },
+    el(
+      'summary',
+      {},
+      el('span', { class: 'name' }, spec.title),
+      ' ',
+      el('span', { class: 'number' }, whole.format(spec.total)),
+    ),
+  );
+  const fill = () => {
+    if (details.open && details.children.length === 1) details.append(dataTable(spec, frames));
+  };
   details.addEventListener('toggle', fill);
-  if (open) { details.open = true; fill(); }
+  if (open) {
+    details.open = true;
+    fill();
+  }
   return details;
 }
