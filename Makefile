@@ -51,6 +51,9 @@ bench: venv ## Measure against pinned peers, side by side
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python bench/run.py --write docs/benchmarks.md
 
+accuracy: interpreters ## Measure what is found, and what is said of healthy programs
+	$(BIN)/python tools/accuracy.py --write docs/accuracy.md
+
 docs: venv ## Fill in what programs say in docs/
 	$(BIN)/python tools/make_docs.py --samples
 
