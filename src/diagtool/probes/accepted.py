@@ -1,4 +1,4 @@
-"""What a team has accepted: ``[[ignore]]`` of its baseline file, applied to what tests left (docs/baseline.md).
+"""What a team has accepted, ``[[ignore]]`` of its baseline file, applied to what tests left.
 
     python -m diagtool.probes.accepted FOLDER < '[finding, ...]'
 

@@ -92,9 +92,10 @@ class Session:
         try:
             result = yield
         except BaseException:
+            self.watch.changed()
             self._judge(item, True)
             raise
-        if self._pending or self.heap or self.watch.changed():
+        if self.watch.changed() or self._pending or self.heap:
             text = self._judge(item, failed)
             if text and self.mode == "fail":
                 pytest.fail(text, pytrace=False)

@@ -67,6 +67,7 @@ class Tasks:
         self._seen = 0
         self._of_closed: dict[int, Left] = {}
         self._in_use = False
+        self._looked_at = 0
         self.explain: Callable[[list[Left]], None] = lambda left: None  # what the engine knows about them
         notes.closing, notes.closed = self._closing, self._closed
 
@@ -123,6 +124,9 @@ class Tasks:
         # What the body of asyncio.run() raised is what is to be told.
         if self._in_use or sys.exc_info()[0] is not None:
             return
+        if self._looked_at == id(loop):  # what its tasks were cancelled by closes it now
+            self._looked_at = 0
+            return
         self._in_use = True
         try:
             left = self._unknown(loop)
@@ -146,6 +150,7 @@ class Tasks:
     def _closed(self, loop: Any) -> None:
         if self._in_use or sys.exc_info()[0] is not None:
             return
+        self._looked_at = id(loop)
         try:
             if _open_generators(loop):
                 gc.collect()

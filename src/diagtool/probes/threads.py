@@ -42,8 +42,6 @@ class Threads:
 
     def new(self) -> list[int]:
         """See Probe."""
-        if not self.changed():
-            return []
         return sorted(self._tids() - self._known)
 
     def describe(self, key: Hashable) -> Left | None:

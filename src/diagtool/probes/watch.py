@@ -68,6 +68,7 @@ class Watch:
         self.timeout = timeout
         self.told: set[tuple[object, ...]] = set()
         self._once: set[str] = set()
+        self._changed: list[int] = []
         self.origins = Origins()
         notes = self.notes = self.origins.notes
         self.threads = Threads(notes)
@@ -95,23 +96,25 @@ class Watch:
 
     def changed(self) -> bool:
         """Whether anything may be new. Microseconds: it is asked after every test."""
-        return any(probe.changed() for probe in self.probes)
+        self._changed = [i for i, probe in enumerate(self.probes) if probe.changed()]
+        return bool(self._changed)
 
     def adopt(self, pending: Collection[Key] = (), same: bool = False) -> None:
         """What is alive now is known; ``pending`` of it is still to be judged. ``same``: see Probe."""
         self.notes.quiet = True
         try:
-            for i, probe in enumerate(self.probes):
-                probe.adopt({key for place, key in pending if place == i} if pending else (), same)
+            for i in self._changed if same else range(len(self.probes)):
+                keys = {key for place, key in pending if place == i} if pending else ()
+                self.probes[i].adopt(keys, same)
             self.notes.forget()
         finally:
             self.notes.quiet = False
 
     def new(self) -> set[Key]:
-        """What is alive and was not."""
+        """What is alive and was not, of the kinds that :meth:`changed` found."""
         self.notes.quiet = True
         try:
-            return {(i, key) for i, probe in enumerate(self.probes) for key in probe.new()}
+            return {(i, key) for i in self._changed for key in self.probes[i].new()}
         finally:
             self.notes.quiet = False
 
