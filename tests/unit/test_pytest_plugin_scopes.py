@@ -245,6 +245,21 @@ def test_what_templates_say_is_said(tmp_path: Path) -> None:
     assert again.template == left.template
 
 
+def test_templates_say_nothing_about_what_they_do_not_know() -> None:
+    import asyncio
+
+    async def main() -> tuple[str, str]:
+        finished = [asyncio.create_task(asyncio.sleep(0)) for _ in range(20)]
+        waits = asyncio.create_task(asyncio.sleep(1000))
+        await asyncio.wait(finished)
+        left = Left("tasks", id(waits), "x", address=id(waits))
+        await asyncio.to_thread(Engine(seconds=100).explain, [left])
+        waits.cancel()
+        return left.template, left.fix
+
+    assert asyncio.run(main()) == ("", "")
+
+
 def test_an_engine_that_does_not_start_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent")
     left = Left("threads", 1, "x", native_id=1)

@@ -99,7 +99,9 @@ def judge(pid: int, asked: dict[str, list[int]]) -> dict[str, dict[str, str]]:
             alone[name] = column[row : row + 1] if isinstance(column, np.ndarray) else [column[row]]
         report = api.find_leaks(replace(snapshot, stacks=replace(stacks, **alone)), min_count=1)
         for finding in report.findings:
-            if finding.template and finding.kind in ("thread", "task"):
+            # Of the stack itself, not of tables that came with it, and nothing that is only suspected.
+            of_stack = finding.kind in ("thread", "task") and finding.frames and finding.count == 1
+            if finding.template and of_stack and finding.verdict != "suspect":
                 out[str(address)] = {
                     "template": finding.template,
                     "title": finding.title,
