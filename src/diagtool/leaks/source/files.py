@@ -27,8 +27,11 @@ MAX_FILE = 4 << 20
 MAX_FILES = 500
 #: The start of a process is known to about a second (boot time plus clock ticks).
 _SLACK_SECONDS = 2.0
-#: Files below a folder that is given with --source.
+#: Bytes of all of them.
+_MAX_BYTES = 128 << 20
+#: Files below a folder that is given with --source, and folders in it.
 _MAX_LISTED = 5_000
+_MAX_VISITED = 20_000
 _SKIPPED = frozenset("node_modules __pycache__ site-packages venv build dist tests test".split())
 
 #: Why a source is not used: changed since the process started; other lines or names than the running code.
@@ -80,6 +83,7 @@ class Sources:
             if isinstance(row, dict) and isinstance(row.get("file"), str):
                 self._codes[row["file"]].append(row)
         self._files: dict[str, Found | None] = {}
+        self._bytes = 0  # of all files that are kept
         self._lines: dict[str, list[bytes]] = {}
         self._modules: dict[str, Module | None] = {}
         self._doubts: dict[str, Doubt | None] = {}
@@ -110,10 +114,14 @@ class Sources:
     def file(self, name: str) -> Found | None:
         """The file that frames call ``name``; None where there is none, or it may not be looked at."""
         if name not in self._files:
-            if len(self._files) >= MAX_FILES:
+            if len(self._files) >= MAX_FILES or self._bytes > _MAX_BYTES:
                 return None
-            self._files[name] = self._find(name)
+            self._keep(name, self._find(name))
         return self._files[name]
+
+    def _keep(self, name: str, found: Found | None) -> None:
+        self._files[name] = found
+        self._bytes += len(found.data) if found is not None else 0
 
     def module(self, name: str) -> Module | None:
         """The same parsed; None where there is none. Not certain to be what runs: ask :meth:`doubt`."""
@@ -155,9 +163,12 @@ class Sources:
 
         Tests are left out: what they make and drop no service does.
         """
-        left = _MAX_LISTED
+        left, visited = _MAX_LISTED, 0
         for folder in self._folders:
             for top, folders, files in os.walk(folder):
+                visited += 1
+                if visited > _MAX_VISITED:
+                    return
                 folders[:] = sorted(f for f in folders if f not in _SKIPPED and not f.startswith("."))
                 for file in sorted(files):
                     if file.endswith(".py") and not file.startswith(("test_", "conftest")):
@@ -166,9 +177,10 @@ class Sources:
                             return
                         path = Path(top, file)
                         name = str(path.absolute())
-                        if name not in self._files and len(self._files) < MAX_FILES:
+                        room = len(self._files) < MAX_FILES and self._bytes <= _MAX_BYTES
+                        if name not in self._files and room:
                             data = _read(path)
-                            self._files[name] = None if data is None else Found(data[0], name, True)
+                            self._keep(name, None if data is None else Found(data[0], name, True))
                         if self._files.get(name) is not None:
                             yield name
 
