@@ -245,6 +245,7 @@ def test_killed_diagtool_lets_the_command_run_on_and_die_as_it_would() -> None:
         assert (said, int(parent)) == ("one", it.process.pid)
         tracer = Path(f"/proc/{it.pid}/status").read_text()
         assert f"TracerPid:\t{it.process.pid}" in tracer
+        os.kill(it.pid, signal.SIGWINCH)  # most likely on its way when diagtool is killed
         it.process.kill()
         it.process.wait(PATIENCE)
         it.say("two")
@@ -252,6 +253,24 @@ def test_killed_diagtool_lets_the_command_run_on_and_die_as_it_would() -> None:
         assert "TracerPid:\t0" in Path(f"/proc/{it.pid}/status").read_text()
         os.kill(it.pid, signal.SIGTERM)
         assert it.line() == ""  # its end closes the pipe
+
+
+@pytest.mark.parametrize("thread", ["main", "other"])
+def test_an_exec_with_threads_goes_through(thread: str) -> None:
+    """An exec waits for the threads that it ends, which stand if they are traced."""
+    program = HEAD + (
+        "import threading, time\n"
+        "[threading.Thread(target=time.sleep, args=(600,), daemon=True).start() for _ in range(3)]\n"
+        "def traced(task): return 'TracerPid:\\t0' not in open(f'/proc/self/task/{task}/status').read()\n"
+        "while not all(map(traced, os.listdir('/proc/self/task'))): time.sleep(0.01)\n"
+        "again = 'print(\"second\", flush=True); exit(4)'\n"
+        "def second(): os.execv(sys.executable, [sys.executable, '-c', again])\n"
+        "if sys.argv[1] == 'main': second()\n"
+        "threading.Thread(target=second).start()\ntime.sleep(600)\n"
+    )
+    with running([], program, thread) as it:
+        assert it.line() == "second"
+        assert it.end()[0] == 4
 
 
 def test_what_outlives_the_command_is_told_and_left_alone() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from diagtool.capture.hold import Hold
 from diagtool.capture.traced import Tracer
 
@@ -23,8 +25,9 @@ class KeptHold(Hold):
         super().hold()
 
     def seize(self, tid: int) -> int:
-        """Begin to trace a thread; 0 or an errno."""
-        return self._tracer.seize(self.pid, tid)
+        """Begin to trace a thread; 0 or an errno. One that an exec is about to end is left out."""
+        error = self._tracer.seize(self.pid, tid)
+        return errno.ESRCH if error == errno.EAGAIN else error
 
     def _interrupt(self) -> None:
         standing = [tid for tid in self.pending if self._tracer.stands(tid)]

@@ -12,7 +12,9 @@ one (PTRACE_O_TRACECLONE) would cost the program two stops a thread.
 
 from __future__ import annotations
 
+import _thread
 import ctypes
+import errno
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from diagtool.capture import ptrace, steer
-from diagtool.capture.procfs import task_ids
+from diagtool.capture.procfs import parse_stat, task_ids, try_read
 from diagtool.capture.signals import SignalInfo, parse_siginfo
 
 if TYPE_CHECKING:
@@ -33,7 +35,9 @@ _EVENT_FORK, _EVENT_VFORK, _EVENT_EXIT = 1, 2, 6  # PTRACE_EVENT_…
 _LISTEN, _GETSIGINFO = 0x4208, 0x4202
 _SYS_EXIT = 60  # of one thread: asm/unistd_64.h
 _ORIG_RAX = 15  # place in user_regs_struct
-_PATIENCE = 0.05  # seconds between the ends of two threads of a process that ends
+_PATIENCE = 0.1  # seconds between the ends of the first and the last thread of a process that ends
+_SOON = 0.05  # seconds that a SEIZE may take
+_TRIES, _NAP = 50, 2e-4
 _STOPPING = (19, 20, 21, 22)  # SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU
 
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -75,12 +79,14 @@ class Tracer:
         self.told: list[Notice] = []
         self._interesting = interesting
         self._call = call
-        self._options = _TRACEEXIT | ((_TRACEFORK | _TRACEVFORK) if follow else 0)
+        self._options = (_TRACEFORK | _TRACEVFORK) if follow else 0
         self._threads: dict[int, int] = {}  # tid -> pid
         self._standing: set[int] = set()  # tids that wait for go_on()
         self._frozen: set[int] = set()  # pids of which nothing is let go
-        #: Threads that end, not by themselves: until when the first thread of their process is waited for.
+        #: First threads that end: until when the others of their process are waited for.
         self._ending: dict[int, float] = {}
+        #: When the seizing of a thread began that is not over, by time.monotonic().
+        self.seizing: float | None = None
         self._looker = ptrace.Looker()
         self._registers = (ctypes.c_uint64 * ptrace.REGISTER_WORDS)()
 
@@ -113,8 +119,23 @@ class Tracer:
         return tid in self._standing
 
     def seize(self, pid: int, tid: int) -> int:
-        """Begin to trace a thread; 0 or an errno."""
-        error = ptrace.seize(tid, self._options)
+        """Begin to trace a thread; 0 or an errno: EAGAIN where it can't be said now.
+
+        An exec waits until the other threads have gone, which we have to let go, and a SEIZE waits for the
+        exec (cred_guard_mutex in ptrace_attach(), kernel/ptrace.c). So another thread of ours tries it first.
+        """
+        if pid in self._threads and not _can_be_seized(tid):
+            return errno.EAGAIN
+        self.seizing = time.monotonic()
+        # Only the first thread stands in its end: the process ends after that.
+        options = self._options | (_TRACEEXIT if tid == pid else 0)
+        error = ptrace.seize(tid, options)
+        for _ in range(_TRIES):
+            if error != errno.EPERM or pid not in self._threads:
+                break
+            time.sleep(_NAP)  # the thread that tried it has not let go yet
+            error = ptrace.seize(tid, options)
+        self.seizing = None
         if not error:
             self._threads[tid] = pid
         return error
@@ -123,9 +144,11 @@ class Tracer:
         """Begin to trace the threads of a process that are not yet; 0 or the errno of its first thread."""
         first = 0
         for tid in task_ids(pid):
-            if tid not in self._threads:
+            if tid not in self._threads and not _dead(pid, tid):
                 error = self.seize(pid, tid)
                 first = error if tid == pid else first
+                if error == errno.EAGAIN:
+                    break
         return first
 
     def freeze(self, pid: int) -> None:
@@ -149,6 +172,13 @@ class Tracer:
             if event is None or event.gone or event.status >> 8 == _EVENT_EXIT:
                 self.go_on(tid)
 
+    def release(self) -> None:
+        """Let all threads go that stand, each with its signal."""
+        self._frozen.clear()
+        for tid in list(self._standing):
+            event = self._looker.look(tid)
+            self.go_on(tid, event.signal if event is not None and not event.gone else 0)
+
     def waits(self) -> bool:
         """Whether :meth:`attend` is to be called again soon, though no SIGCHLD may come."""
         return bool(self._ending)
@@ -160,14 +190,18 @@ class Tracer:
         out, self.told = self.told, []
         for tid in list(self._threads):
             self.attend_to(tid, out)
-        for tid, until in list(self._ending.items()):
-            pid = self._threads.get(tid, 0)
-            if self.stands(pid) or not pid:
-                del self._ending[tid]  # the notice about the first thread lets it go
-            elif time.monotonic() > until and pid not in self._frozen:
-                # Not the end of the process, but an exec in its first thread, which waits for this one.
-                del self._ending[tid]
-                self.go_on(tid)
+        for pid, until in list(self._ending.items()):
+            if pid not in self._threads:
+                del self._ending[pid]
+            elif self._is_alone(pid):
+                del self._ending[pid]
+                with suppress(OSError):
+                    status = steer.event_message(pid)
+                    out.append(Notice("exit", pid, pid, status & 0x7F, status))
+            elif time.monotonic() > until:
+                # Not the end of the process, but an exec in another thread, which waits for this one.
+                del self._ending[pid]
+                self.go_on(pid)
         return out
 
     def attend_to(self, tid: int, out: list[Notice]) -> None:
@@ -223,18 +257,17 @@ class Tracer:
             out.append(Notice("stopped", pid, tid, number))
 
     def _exits(self, pid: int, tid: int, out: list[Notice]) -> None:
-        status = steer.event_message(tid)
-        alone = len(task_ids(pid)) <= 1
         address = ctypes.addressof(self._registers)
         one = self._looker.registers(tid, address) and self._registers[_ORIG_RAX] == _SYS_EXIT
-        if one and not alone:  # a thread that ends while others go on
+        if tid != pid or (one and not self._is_alone(pid)):  # a thread that ends while others go on
             steer.go_on(tid)
-        elif tid == pid or alone:
-            self._standing.add(tid)
-            out.append(Notice("exit", pid, tid, status & 0x7F, status))
-        else:  # kept with the first thread, for its registers
-            self._standing.add(tid)
-            self._ending[tid] = time.monotonic() + _PATIENCE
+            return
+        self._standing.add(tid)
+        self._ending[tid] = time.monotonic() + _PATIENCE
+
+    def _is_alone(self, pid: int) -> bool:
+        """Whether all threads but the first have ended; they are about to where the process ends."""
+        return all(tid == pid or _dead(pid, tid) for tid in task_ids(pid))
 
     def _signalled(self, pid: int, tid: int, number: int, out: list[Notice]) -> None:
         raw = ctypes.create_string_buffer(128)
@@ -245,3 +278,24 @@ class Tracer:
             return
         self._standing.add(tid)
         out.append(Notice("signal", pid, tid, number, info=info))
+
+
+def _dead(pid: int, tid: int) -> bool:
+    stat = parse_stat(try_read(f"/proc/{pid}/task/{tid}/stat") or b"")
+    return stat is None or stat.state in "ZX"
+
+
+# A thread of ours seizes it and ends, with which the kernel lets it go again. True if that was quick.
+def _can_be_seized(tid: int) -> bool:
+    done = _thread.allocate_lock()
+    done.acquire()
+
+    def attempt() -> None:
+        ptrace.seize(tid)
+        done.release()
+
+    try:
+        _thread.start_new_thread(attempt, ())
+    except RuntimeError:
+        return False
+    return done.acquire(timeout=_SOON)

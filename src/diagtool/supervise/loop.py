@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -45,6 +46,7 @@ _FIRST, _LONGEST = 0.5, 60.0  # seconds to the first sample; between two, at mos
 _MOST_LOOKED_AT = 32  # processes of the command at one time
 _CHECK_COST = 20  # times as long as a look at tasks takes is waited before the next
 _LATE = 2.0  # seconds that what is left is given to end by itself, at most
+_STUCK = 5.0  # seconds in one request to the kernel
 _SAMPLES = 6  # kept of one process
 
 
@@ -119,8 +121,12 @@ class Supervisor:
             self._began = time.monotonic()
             self._ended.pid = child.start(self.plan.command, {int(n) for n in before}, self._trace)
             self._schedule()
+            threading.Thread(target=self._watch, name="diagtool-watchdog", daemon=True).start()
             while not self._over:
-                self._turn(self._until_next())
+                try:
+                    self._turn(self._until_next())
+                except Exception as error:  # noqa: BLE001 - whatever is wrong here, the command goes on
+                    self._give_up(error)
             self._ended.seconds = self._since()
             while self._analyst.busy:
                 self._turn(_SOON)
@@ -170,6 +176,16 @@ class Supervisor:
         self._next_sample = now + (self._every if self._every is not None else _FIRST)
         self._next_check = now + _FIRST
         self._deadline = None if self.plan.timeout is None else self._began + self.plan.timeout
+
+    # What must not be: a SEIZE that waits for an exec that waits for us (Tracer.seize). If we end, the kernel
+    # lets everybody go.
+    def _watch(self) -> None:
+        while not self._over:
+            time.sleep(1.0)
+            since = self._tracer.seizing
+            if since is not None and time.monotonic() - since > _STUCK:
+                os.write(2, b"diagtool: the kernel does not answer; the command runs on without diagtool\n")
+                os._exit(3)
 
     # -- tracing ------------------------------------------------------------------------------------------
 
@@ -250,6 +266,13 @@ class Supervisor:
         if pid == self._ended.pid:  # the others first: it may be about to end them
             self._look_at_all(why if why != "crash" else "signal", text, but=pid)
         self._analyst.take(look)
+
+    # Looks no more. What stands gets what it stood for; signals are passed on as before.
+    def _give_up(self, error: Exception) -> None:
+        self._note(f"it was not looked at any more: internal error: {type(error).__name__}: {error}")
+        self._kinds, self._asks = set(), False
+        self._thresholds.triggers, self._tasks.triggers, self._every = [], [], None
+        self._tracer.release()
 
     # -- looks --------------------------------------------------------------------------------------------
 
