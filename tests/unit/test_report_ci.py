@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from junitparser import JUnitXml
+from junitparser import JUnitXml, TestSuite
 from made_snapshots import FETCH, GET, LEAF, TREND, finding, report
 from markdown_it import MarkdownIt
 
@@ -219,6 +219,13 @@ class TestJunit:
         for fail_on in ("proven", None):
             _, case = self.read(junit(report(), HERE, fail_on))  # type: ignore[arg-type]
             assert not case.result and "in leaf" in case.system_out
+
+    def test_cases_are_counted_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Not all of them with each one more: of 10,000 findings that is hours."""
+        counted, count = [], TestSuite.update_statistics
+        monkeypatch.setattr(TestSuite, "update_statistics", lambda self: (counted.append(1), count(self)))
+        assert len(self.read(junit(report(50), HERE))) == 51
+        assert len(counted) < 5
 
     def test_nothing_found_is_a_test_that_passes(self) -> None:
         (judged,) = self.read(junit(report(0), HERE))

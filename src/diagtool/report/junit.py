@@ -38,7 +38,7 @@ def junit(
     suite = TestSuite("diagtool leaks")
     for name, value in _properties(report).items():
         suite.add_property(name, value)
-    suite.add_testcase(_judged(report))
+    cases = [_judged(report)]
     for finding in report.findings:
         case = _case(finding, locations)
         text = _text(finding, sources)
@@ -48,14 +48,14 @@ def junit(
             case.result = [failure]
         else:
             case.system_out = text
-        suite.add_testcase(case)
+        cases.append(case)
     for known in report.ignored:
         case = _case(known.finding, locations)
         until = f", until {known.expires.isoformat()}" if known.expires is not None else ""
         case.result = [Skipped(f"{clean(known.reason, 1000)} ({clean(known.entry)}{until})")]
         case.system_out = _text(known.finding, sources)
-        suite.add_testcase(case)
-    suite.update_statistics()  # type: ignore[no-untyped-call]
+        cases.append(case)
+    suite.add_testcases(cases)  # one by one it would count them all each time
     document = JUnitXml("diagtool")
     document.add_testsuite(suite)
     document.update_statistics()  # type: ignore[no-untyped-call]
