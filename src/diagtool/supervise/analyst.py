@@ -25,7 +25,8 @@ __all__ = ["Analyst", "Look", "Why"]
 Why = Literal["sample", "every", "check", "threshold", "asked", "signal", "crash", "exit", "hang"]
 
 _NICE = 10  # the command comes first
-_EVERYTHING = 1 << 40  # bytes
+#: Bytes that are copied while the process stands, at most: in looks by chance, and in those for a reason.
+_LITTLE, _MUCH = 48 << 20, 256 << 20
 
 
 @dataclass(slots=True)
@@ -131,7 +132,8 @@ class Analyst:
 
         keeper = self._keeper_of(look.pid)
         if not look.standing or keeper is None:
-            return capture_live(look.pid, keeper=keeper)
+            most = _LITTLE if look.why in ("sample", "every", "check") else _MUCH
+            return capture_live(look.pid, keeper=keeper, max_copy=most)
         try:
             return capture_standing(look.pid, keeper, look.signal, look.tid)
         except BaseException:
