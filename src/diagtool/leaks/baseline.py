@@ -206,8 +206,12 @@ def apply(report: Report, baseline: Baseline, today: date | None = None) -> Repo
     ignored: list[Ignored] = []
     used: set[int] = set()
     told: dict[str, list[str]] = {"expired": [], "exceeded": []}
+    by_id: dict[str | None, list[int]] = {}  # thousands of both are held against each other quickly
+    for i, entry in enumerate(baseline.entries):
+        by_id.setdefault(entry.id, []).append(i)
     for finding in report.findings:
-        about = [i for i, entry in enumerate(baseline.entries) if entry.matches(finding)]
+        asked = sorted((*by_id.get(finding.id, ()), *by_id.get(None, ())))
+        about = [i for i in asked if baseline.entries[i].matches(finding)]
         used.update(about)
         counts = (i for i in about if _counts(baseline.entries[i], finding, today))
         first = next(counts, None)
@@ -223,7 +227,7 @@ def apply(report: Report, baseline: Baseline, today: date | None = None) -> Repo
     use = BaselineUse(
         str(baseline.file),
         len(baseline.entries),
-        tuple(e.where for i, e in enumerate(baseline.entries) if i not in used and e not in over),
+        tuple(e.where for i, e in enumerate(baseline.entries) if i not in used and not e.expired(today)),
         tuple(e.where for e in over),
         tuple(told["exceeded"]),
     )
