@@ -154,3 +154,23 @@ class TestCommand:
         assert status == 2 and "mine.toml:8: pump-starved.match.thing: " in said
         status, said = run(GOOD, "--template", "nonsense")
         assert status == 2 and "there is no template nonsense" in said
+
+
+def test_an_idle_template_says_which_stacks_are_no_leak() -> None:
+    text = "[[template]]\n" + HEAD.format("normal").replace('cause = "c"\nfix = "f"\n', "")
+    text += 'idle = true\nmatch = { wait = "asyncio.Queue.get" }\n'
+    first = tried(text)[0]
+    assert (first.verdict, first.count) == ("idle", 20)
+    assert tried(text.replace("Queue.get", "Lock.acquire"))[0].verdict == ""
+
+
+def test_of_two_snapshots_growth_is_told() -> None:
+    grown = GOOD.replace("min_count = 5", 'min_count = 5, series = "grew == true"')
+    before, after = (World(at=100.0 + i) for i in range(2))
+    for world, tasks in ((before, 10), (after, 30)):
+        thing = world.thing(exclusive=True, size=0)
+        world.tasks(tasks, "asyncio.Queue.get", f"{QUEUE_GET} worker.py:fetch:41", thing, address=0x9000)
+    snapshots = before.build(), after.build()
+    assert tried(grown, *snapshots)[0].verdict == "likely"
+    assert answers(tried(grown, *snapshots)[0])["grew == true"] == ("true", True)
+    assert answers(tried(grown, snapshots[1])[0])["grew == true"] == ("there is one snapshot only", False)
