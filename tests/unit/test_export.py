@@ -26,7 +26,7 @@ from diagtool.leaks import find_leaks
 from diagtool.report.export import ExportError
 from diagtool.report.export.chrome import chrome
 from diagtool.report.export.collapsed import collapsed
-from diagtool.report.export.csvtables import guarded, tables
+from diagtool.report.export.csvtables import ALWAYS, guarded, tables
 from diagtool.report.export.pprof import pprof
 from diagtool.report.export.samples import samples
 from diagtool.report.export.sequences import MOST_FRAMES
@@ -440,6 +440,7 @@ class TestTables:
         assert dict(tuple(row.values()) for row in found["target"])["pid"] == "4242"
         assert [row["name"] for row in found["threads"]] == ["MainThread", "pool-0"]
         assert found["executors"] == []
+        assert tuple(found)[: len(ALWAYS)] == ALWAYS
 
     @pytest.mark.parametrize(
         ("text", "cell"),
@@ -557,6 +558,19 @@ class TestCommand:
         assert os.listdir() == [service]
         assert main(["export", service, "--to", "collapsed", "-o", "/dev/full"]) == 3
         assert says(capsys) == "diagtool: /dev/full cannot be written: No space left on device"
+
+    def test_tables_are_completed(self, service: str, capsys: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("_DIAGTOOL_COMPLETE", "bash_complete")
+        for target, start, completed in (
+            (service, "lo", ["plain,loops"]),
+            ("absent", "st", ["plain,stacks"]),
+        ):
+            words = f"diagtool export {target} --to csv --table {start}"
+            monkeypatch.setenv("COMP_WORDS", words)
+            monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+            with pytest.raises(SystemExit):
+                main([])
+            assert capsys.readouterr().out.split() == completed
 
     @pytest.mark.parametrize("to", ["pprof", "csv"])
     def test_no_folder_to_write_to(self, to: str, service: str, capsys: Say) -> None:

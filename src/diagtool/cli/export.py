@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,8 @@ from diagtool.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from diagtool.cli.target import Resolved
     from diagtool.report.export.samples import By
     from diagtool.runtimes.native.stacks import Unwinder
@@ -26,6 +30,27 @@ if TYPE_CHECKING:
 _FORMATS = ("speedscope", "pprof", "collapsed", "chrome", "csv")
 #: Formats that hold several snapshots.
 _SEVERAL = ("speedscope", "chrome")
+
+
+def _tables(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Tables of every snapshot, and those of records in the .diag file that was named, if it was one."""
+    import json
+
+    from click.shell_completion import CompletionItem
+
+    from diagtool.report.export.csvtables import ALWAYS
+    from diagtool.snapshot import store
+
+    names = [*ALWAYS, "findings", "clusters"]
+    # What comes before an option without its value is left in args.
+    for target in [*(context.params.get("targets") or ()), *context.args][:1]:
+        with (
+            suppress(OSError, store.StoreError, sqlite3.Error, ValueError, TypeError),
+            closing(store.connect(target)) as db,
+        ):
+            (told,) = db.execute("SELECT value FROM meta WHERE key = 'tables'").fetchone()
+            names += [name for name in json.loads(told) if isinstance(name, str) and name.isidentifier()]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 @click.command("export", short_help="Write stacks and tables for other programs.")
@@ -46,7 +71,12 @@ _SEVERAL = ("speedscope", "chrome")
     "tracemalloc or `snapshot --allocations`), processor time of threads. Not of chrome and csv.",
 )
 @native_options("Threads with their native frames; csv: find them. Default: no.")
-@click.option("--table", metavar="NAME", help="csv: only this table, into FILE or on the standard output.")
+@click.option(
+    "--table",
+    metavar="NAME",
+    shell_complete=_tables,
+    help="csv: only this table, into FILE or on the standard output.",
+)
 @click.option(
     "--limit",
     type=click.IntRange(min=1),

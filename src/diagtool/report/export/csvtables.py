@@ -27,7 +27,7 @@ from diagtool.report.text import clean
 from diagtool.snapshot.columns import TARGET_FIELDS, THREAD_FIELDS
 from diagtool.snapshot.model import Frame, Snapshot
 
-__all__ = ("Table", "guarded", "lines_of", "tables")
+__all__ = ("ALWAYS", "Table", "guarded", "lines_of", "tables")
 
 #: Gives the table piece by piece.
 Table = Callable[[], Iterator[bytes]]
@@ -53,6 +53,10 @@ _ADDRESSES = frozenset(
         "loop",
     )
 )
+
+
+#: Tables of every snapshot.
+ALWAYS = ("target", "stacks", "traces", "threads", "things", "awaits", "labels", "warnings")
 
 
 def tables(snapshot: Snapshot, report: Report | None = None) -> dict[str, Table]:
