@@ -20,8 +20,9 @@ from diagtool.leaks.model import Cluster, Finding, Report
 from diagtool.leaks.own import is_own
 from diagtool.leaks.pattern import FrameIndex, StackPattern
 from diagtool.leaks.series import Course, in_order
-from diagtool.leaks.tables import RowGroup, row_count, row_groups, row_resolver
 from diagtool.leaks.template import Rule, TablePattern, Template
+from diagtool.leaks.trial_rows import nearest_rows
+from diagtool.leaks.trial_steps import Candidate, Step, step, values, without_series
 from diagtool.snapshot.model import KIND, Frame, Snapshot
 
 __all__ = ("Candidate", "Step", "Trial", "candidates")
@@ -29,31 +30,6 @@ __all__ = ("Candidate", "Step", "Trial", "candidates")
 #: Clusters and rows whose every condition is looked at.
 _MOST = 50
 _EXAMPLES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One condition: which ``part`` of the template asks, what is ``wanted`` and what was ``found``."""
-
-    part: str
-    wanted: str
-    found: str
-    holds: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """Stacks or rows that come near, in words, and how they stand to each condition.
-
-    ``verdict``: what they are by this template alone ("" nothing, "idle" for idle templates). ``cluster``:
-    the id of that cluster in reports.
-    """
-
-    what: str
-    count: int
-    steps: tuple[Step, ...]
-    verdict: str = ""
-    cluster: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +72,7 @@ def candidates(
         facts = [Facts(s) for s in series]
         derive(facts)
         derive_memory(facts)
-        return tuple(_rows(template, template.match, facts, course, most))
+        return tuple(nearest_rows(template, template.match, facts, course, most))
     return tuple(_Stacks(template, Facts(series[-1]), course, known).nearest(most))
 
 
@@ -218,7 +194,7 @@ class _Stacks:
     def _of_stacks(self, part: str, condition: Condition, rows: Rows) -> Step:
         """How many of ``rows`` a condition on a thing or a stack holds for."""
         held = int(self._held(part, condition, rows).sum())
-        found = _values(condition, self._resolver(part, int(rows[0]))) if len(rows) else "no stacks"
+        found = values(condition, self._resolver(part, int(rows[0]))) if len(rows) else "no stacks"
         if held not in (0, len(rows)):
             found += f" (holds for {held:,} of {len(rows):,})"
         return Step(part, " ".join(condition.text.split()), found, held > 0)
@@ -275,11 +251,11 @@ class _Stacks:
             return
         for condition in rule.series:
             if self.course is None:
-                steps.append(_single(part, condition))
+                steps.append(without_series(part, condition))
             else:
-                steps.append(_step(f"{part} series", condition, self.course.facts(rows)))
+                steps.append(step(f"{part} series", condition, self.course.facts(rows)))
         for condition in rule.group:
-            steps.append(_step(f"{part} group", condition, self.facts.group(rows)))
+            steps.append(step(f"{part} group", condition, self.facts.group(rows)))
         for pattern in rule.present:
             there = len(self.matcher.related(pattern, rows))
             steps.append(Step(f"{part} with", _pattern(pattern), f"{there:,} such stacks", there > 0))
@@ -293,104 +269,7 @@ class _Stacks:
 _Asked = tuple[str, str, NDArray[np.bool_], Any]
 
 
-# --- tables ----------------------------------------------------------------------------------------------
-
-
-def _rows(
-    template: Template, pattern: TablePattern, facts: Sequence[Facts], course: Course | None, most: int
-) -> Iterator[Candidate]:
-    rows = [r for r in facts[-1].table(pattern.table) if isinstance(r, dict)]
-    there = bool(rows) or pattern.table in facts[-1].snapshot.tables or pattern.table in facts[-1].derived
-    if not rows:
-        found = (
-            "it has no rows" if there else "not in this snapshot: with --heap, or of another kind of target?"
-        )
-        yield Candidate(f"table {pattern.table}", 0, (Step("match.table", pattern.table, found, False),))
-        return
-    groups = list(row_groups(pattern, facts))
-    for group in sorted(groups, key=lambda g: -g.counts[-1])[:most]:
-        steps = [_step("match.where", condition, group.rows[0].get) for condition in pattern.where]
-        verdict = _judge_rows(template, pattern, group, facts, course, steps)
-        yield Candidate(_named_row(pattern, group.rows[0]), group.counts[-1], tuple(steps), verdict)
-    if groups:
-        return
-    rows.sort(key=lambda r: (-sum(c.holds(r.get) for c in pattern.where), -row_count(pattern, r)))
-    for row in rows[:most]:
-        steps = [_step("match.where", condition, row.get) for condition in pattern.where]
-        yield Candidate(_named_row(pattern, row), row_count(pattern, row), tuple(steps))
-
-
-def _judge_rows(
-    template: Template,
-    pattern: TablePattern,
-    group: RowGroup,
-    facts: Sequence[Facts],
-    course: Course | None,
-    steps: list[Step],
-) -> str:
-    for number, rule in enumerate(template.rules):
-        part, before = f"verdict[{number}] {rule.level}", len(steps)
-        rows = group.rows
-        for condition in rule.stack:
-            held = [r for r in rows if condition.holds(r.get)]
-            steps.append(
-                Step(
-                    f"{part} where",
-                    " ".join(condition.text.split()),
-                    f"{len(held):,} of {len(rows):,} rows",
-                    bool(held),
-                )
-            )
-            rows = held
-        count = sum(row_count(pattern, r) for r in rows)
-        steps.append(
-            Step(part, f"at least {rule.min_count:,}", f"{count:,}", count >= rule.min_count and bool(rows))
-        )
-        if rows:
-            resolve = row_resolver(group, rows, count, course, facts[-1].snapshot)
-            for condition in rule.series:
-                steps.append(
-                    _single(part, condition)
-                    if course is None
-                    else _step(f"{part} series", condition, resolve)
-                )
-            steps += [_step(f"{part} group", condition, resolve) for condition in rule.group]
-        if all(step.holds for step in steps[before:]) and all(
-            step.holds for step in steps if step.part == "match.where"
-        ):
-            return rule.level
-    return ""
-
-
-def _named_row(pattern: TablePattern, row: dict[str, Any]) -> str:
-    named = pattern.group_by or next((k for k in ("type", "function", "name", "path") if k in row), "")
-    return f"row of {pattern.table}" + (f": {named} {row.get(named)}" if named else "")
-
-
-# --- in words --------------------------------------------------------------------------------------------
-
-
-def _step(part: str, condition: Condition, resolve: Resolve) -> Step:
-    return Step(part, " ".join(condition.text.split()), _values(condition, resolve), condition.holds(resolve))
-
-
-def _single(part: str, condition: Condition) -> Step:
-    return Step(f"{part} series", " ".join(condition.text.split()), "there is one snapshot only", False)
-
-
-def _values(condition: Condition, resolve: Resolve) -> str:
-    """The facts that a condition asks for: ``3``, or of two ``3, 5``."""
-    return ", ".join(_value(resolve(path)) for path in condition.paths)
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "not known"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return repr(value)[:80] if isinstance(value, str) else str(value)[:80]
+# --- in words ---------------------------------------------------------------------------------------------
 
 
 def _place(frame: Frame) -> str:
