@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import textwrap
@@ -21,7 +22,7 @@ from diagtool.leaks.source.files import Sources
 from diagtool.leaks.source.module import Module
 from diagtool.leaks.source.same import differs
 from diagtool.leaks.source.spawns import sites
-from diagtool.leaks.template import Template
+from diagtool.leaks.template import SourceRule, Template
 from diagtool.leaks.template_toml import read_text
 from diagtool.report import json as documents
 from diagtool.report import terminal
@@ -217,6 +218,15 @@ class TestRules:
         finding = only(find_leaks([snapshot], sources=sources, templates=[template]))
         assert finding.verdict == "suspect" and finding.source
         assert only(judged(tmp_path, WORKER, templates=[template])).verdict == "likely"
+
+    def test_an_expression_that_takes_too_long_is_left_out_and_that_is_said(self, tmp_path: Path) -> None:
+        """Templates are checked, but no check knows every text."""
+        rule = SourceRule("files", pattern=r"(x|xx)+$", raises=True)
+        template = dataclasses.replace(team('at = "files"'), source=(rule,))
+        report = judged(tmp_path, WORKER + "# " + "x" * 200 + "!\n", templates=[template])
+        assert only(report).verdict == "suspect"
+        assert [line for line in only(report).source if line.check == "pattern"] == []
+        assert any("took too long on /srv/app/worker.py: left out" in w for w in report.warnings)
 
 
 class TestFiles:

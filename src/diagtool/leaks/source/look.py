@@ -61,6 +61,7 @@ class Looker:
         self.snapshot = snapshot
         self.warnings: list[str] = []
         self._started = 0
+        self._slow: set[str] = set()
         self._read: dict[str, int] = {}  # bytes of each file that was looked at
 
     def look(self, finding: Finding, template: Template) -> Finding:
@@ -210,10 +211,11 @@ class Looker:
 
     def _matching(self, rule: SourceRule, text: str, module: Module, first: int) -> Iterator[SourceLine]:
         """Where the expression of a team's own rule is in ``text``, which begins at line ``first``."""
-        at = search(rule.pattern, text)
+        at = search(rule.pattern, text) if rule.pattern not in self._slow else None
         if at is None:
             return
         if at < 0:
+            self._slow.add(rule.pattern)  # what is slow once is not tried on hundreds of files
             self._say(f"the pattern {rule.pattern[:60]!r} took too long on {module.name}: left out")
             return
         line = first + text.count("\n", 0, at)
