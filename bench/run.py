@@ -29,6 +29,7 @@ from native_heap import native_heap
 from native_stacks import native_stacks
 from object_heap import object_heap
 from pytest_plugin import pytest_plugin
+from reports import reports
 
 
 def tools_for(pid: int, folder: str) -> list[tuple[str, list[str]]]:
@@ -184,6 +185,7 @@ PARTS: dict[str, Callable[[int], Iterator[Table]]] = {
     "native-stacks": native_stacks,
     "object-heap": object_heap,
     "pytest-plugin": pytest_plugin,
+    "reports": reports,
 }
 
 
