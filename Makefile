@@ -6,7 +6,7 @@ STAMP := .venv/.ready
 # An installed program has its bytecode: it is what is tested and measured.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv demo test test-libraries unit lint format bench interpreters browser layouts docs screenshots clean
+.PHONY: help venv demo test test-all test-libraries unit lint format bench interpreters browser layouts docs screenshots clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ demo: venv ## Start a leaking service, report on it live, then from its core
 
 test: interpreters ## Run every test on every interpreter found
 	$(BIN)/python -m pytest -n 3 --dist worksteal --reruns 2 --reruns-delay 1 -r fER
+
+test-all: interpreters ## The same with every leak on every version, all with native frames
+	DIAGTOOL_TEST_FRAMES=all $(BIN)/python -m pytest -n 3 --dist worksteal -r fER
 
 test-libraries: interpreters ## The same with real libraries on every interpreter: fetches gigabytes
 	DIAGTOOL_TEST_LIBRARIES=all $(BIN)/python -m pytest
