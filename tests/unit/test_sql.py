@@ -153,6 +153,10 @@ class TestHostileFiles:
                 ("bad", 0, "no json"),
                 ("deep", 0, '{"a": {"$.\\"b": 1}, "q\\"uote": 2, "A": 3}'),
                 ("packed", 0, '{"n": 1}'),
+                ("sqlite_x", 0, '{"n": 1}'),
+                ("FDS", 0, '{"n": 1}'),
+                ("wide", 0, json.dumps({f"k{i}": i for i in range(5000)})),
+                ("select", 0, '{"from": 1}'),
                 (None, 0, "{}"),
             ]
             db.executemany("INSERT INTO record VALUES (?, ?, ?)", rows)
@@ -160,12 +164,26 @@ class TestHostileFiles:
             names = [info.name for info in database.tables()]
             assert {"endless", "broken", 'a"b;c', "deep"} <= set(names)
             assert names.count("stack") == 1
+            assert len({name.lower() for name in names}) == len(names)
             assert database.ask("SELECT * FROM deep", rows=9, seconds=60).rows == [('{"$.\\"b":1}',)]
+            assert database.ask('SELECT "from" FROM "select"', rows=9, seconds=60).rows == [(1,)]
             assert database.ask("SELECT count(*) FROM stack", rows=9, seconds=60).rows == [(303,)]
             with pytest.raises(TooLong):
                 database.ask("SELECT * FROM endless", rows=9, seconds=0.2)
             with pytest.raises(BadQuery, match="no such table"):
                 database.ask("SELECT * FROM broken", rows=9, seconds=60)
+
+    def test_no_function_is_led_into_a_table_without_an_end(self, service: str) -> None:
+        with sqlite3.connect(service) as db:
+            for view in ("stack_text", "trace_text", "trace_frame", "cluster_text"):
+                db.execute(f"DROP VIEW {view}")
+            db.execute("DROP TABLE trace")
+            endless = "WITH RECURSIVE a(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM a)"
+            db.execute(f"CREATE VIEW trace AS {endless} SELECT 5 AS id, max(x) AS parent, 0 AS frame FROM a")
+        with pytest.raises(TooLong, match="longer than"):
+            ask(service, "SELECT frames(5)", seconds=0.2)
+        with pytest.raises(StoreError, match="is damaged"):
+            load(service)
 
     @pytest.mark.parametrize("damage", [b"", b"no database", b"SQLite format 3\0" + b"\0" * 200])
     def test_what_is_no_snapshot(self, damage: bytes, tmp_path: Path) -> None:

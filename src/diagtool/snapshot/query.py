@@ -112,7 +112,8 @@ class Database:
             set_limit(_LIMIT_LENGTH, _LONGEST)
             set_limit(_LIMIT_ATTACHED, 0)
         self._deadline = time.monotonic() + _PREPARING
-        db.set_progress_handler(self._late, _EVERY)
+        for connection in (db, self._frames):
+            connection.set_progress_handler(self._late, _EVERY)
         self._view_records()
         db.create_function("hex64", 1, _hex64, deterministic=True)
         whole, innermost = lru_cache(4096)(self._frames_of), lru_cache(4096)(partial(self._frames_of, most=1))
@@ -127,26 +128,29 @@ class Database:
         taken = {name.lower() for (name,) in db.execute("SELECT name FROM sqlite_master")}
         keys: dict[str, list[str]] = {}
         found = db.execute(
-            "SELECT DISTINCT record.tbl, each.key FROM record, json_each(record.value) AS each "
-            "WHERE record.row < ? AND json_valid(record.value) AND typeof(record.tbl) = 'text'",
+            "SELECT DISTINCT record.tbl, each.key FROM record, "
+            "json_each(CASE WHEN json_valid(record.value) THEN record.value ELSE '{}' END) AS each "
+            "WHERE record.row < ? AND typeof(record.tbl) = 'text'",
             (_LOOKED_AT,),
         )
         for table, key in found:
-            if _NAME.fullmatch(table) and table.lower() not in taken and len(keys) < _MOST_TABLES:
-                columns = keys.setdefault(table, [])
-                known = {column.lower() for column in columns}
-                if isinstance(key, str) and _NAME.fullmatch(key) and key.lower() not in known:
-                    columns.append(key)
+            lower = table.lower()
+            if not _NAME.fullmatch(table) or lower in taken or lower.startswith("sqlite_"):
+                continue
+            if table not in keys and (len(keys) == _MOST_TABLES or lower in {t.lower() for t in keys}):
+                continue
+            columns = keys.setdefault(table, [])
+            named = isinstance(key, str) and _NAME.fullmatch(key) and len(columns) < _MOST_COLUMNS
+            if named and key.lower() not in {column.lower() for column in columns}:
+                columns.append(key)
         for table, columns in keys.items():
-            picked = ", ".join(
-                f"""json_extract(value, '$."{c}"') AS "{c}\"""" for c in columns[:_MOST_COLUMNS]
-            )
+            picked = ", ".join(f"""json_extract(value, '$."{c}"') AS "{c}\"""" for c in columns)
             if picked:
                 db.execute(
                     f'CREATE TEMP VIEW "{table}" AS SELECT {picked} FROM main.record '
                     f"WHERE tbl = '{table}' AND json_valid(value)"
                 )
-                self._records[table] = columns[:_MOST_COLUMNS]
+                self._records[table] = columns
 
     def ask(self, query: str, *, rows: int, seconds: float) -> Answer:
         """The answer to one SELECT. Raises BadQuery, TooLong, or StoreError for a damaged file."""
@@ -164,12 +168,14 @@ class Database:
 
     def _said(self, error: Exception, seconds: float) -> Exception:
         said = str(error) or type(error).__name__
-        if "interrupted" in said:
-            if time.monotonic() < self._deadline:
+        if "interrupted" in said or "user-defined function" in said:  # one of ours was interrupted
+            if time.monotonic() > self._deadline:
+                return TooLong(
+                    f"the query took longer than {seconds:g} s",
+                    "Ask for less, or give it more with --timeout.",
+                )
+            if "interrupted" in said:
                 return KeyboardInterrupt()  # type: ignore[return-value]  # it came while SQLite worked
-            return TooLong(
-                f"the query took longer than {seconds:g} s", "Ask for less, or give it more with --timeout."
-            )
         if isinstance(error, MemoryError) or "out of memory" in said or "too big" in said:
             return TooLong("the query needs too much memory", "Ask for less at a time.")
         if any(word in said for word in ("authoriz", "prohibited", "readonly")):
