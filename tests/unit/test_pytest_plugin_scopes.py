@@ -97,6 +97,27 @@ def test_setups_of_classes_and_modules_own_what_they_made(pytester: pytest.Pytes
     result.stdout.fnmatch_lines(["*left when the module ended, made in *::TestLeaky::test_leak"])
 
 
+def test_a_file_that_was_deleted_meanwhile_is_still_open(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import os, pytest
+        kept = []
+        @pytest.fixture(scope="module")
+        def pool():
+            return kept
+        def test_open(pool):
+            kept.append(open("log.txt", "w"))
+        def test_delete(pool):
+            os.unlink("log.txt")
+        """
+    )
+    result = run(pytester)
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(
+        ["diagtool: 1 file descriptor left when the module ended, made in *::test_open"]
+    )
+
+
 ASYNC = """
 import asyncio, anyio, pytest, threading
 kept = []

@@ -24,7 +24,10 @@ _LIMITS = {
 def validate(item: pytest.Item) -> bool:
     """Whether its heap is to be measured. Raises pytest.UsageError for an unknown word in a mark."""
     found = False
-    for mark in item.iter_markers("diagtool"):
+    marks = [mark for mark in item.iter_markers() if mark.name in ("diagtool", "leaks")]
+    if not marks:
+        return False
+    for mark in (mark for mark in marks if mark.name == "diagtool"):
         _only(item, mark, ("allow", "ignore", "off"))
         for kind in _words(item, mark, "allow"):
             if kind not in KINDS:
@@ -32,7 +35,7 @@ def validate(item: pytest.Item) -> bool:
         _words(item, mark, "ignore")
         if not isinstance(mark.kwargs.get("off", False), bool):
             _refuse(item, "off is True or False")
-    for mark in item.iter_markers("leaks"):
+    for mark in (mark for mark in marks if mark.name == "leaks"):
         found = True
         _only(item, mark, tuple(_LIMITS))
         for name, value in mark.kwargs.items():

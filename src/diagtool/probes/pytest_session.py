@@ -109,7 +109,7 @@ class Session:
         if failed:
             self.results.not_judged += bool(new)
         elif item is not None:
-            wanted = wanted_of(item, self.wanted)
+            wanted = wanted_of(item, self.wanted) if heap or new else self.wanted
             leaks = [left for left in heap if not wanted.reason(left)]
             if new:
                 leaks += self._of_test(item, new, wanted)

@@ -168,7 +168,9 @@ class Watch:
         for pause in pauses(self.patience(left) if timeout is None else timeout):
             if all(wanted.reason(left) for left in found.values()):
                 break
-            if waited > _BRIEFLY and not collected:
+            # A thread that was joined is with the kernel for a while yet: no collector helps there.
+            objects = any(left.kind != "native-threads" for left in found.values())
+            if waited > _BRIEFLY and objects and not collected:
                 release()
                 gc.collect()
                 collected = True
