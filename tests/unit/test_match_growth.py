@@ -238,6 +238,15 @@ def test_blocks_without_objects() -> None:
     assert judged(growing(blocks=(90_000, 190_000, 95_000), types=strings)) == []
 
 
+def test_blocks_that_containers_hold_are_not_lost() -> None:
+    """A history of measurements, as monitors keep: numbers in many bounded deques."""
+    numbers = [{"float": n, "collections.deque": 80 + n // 20} for n in (10_000, 60_000, 110_000)]
+    assert judged(growing(blocks=(90_000, 140_000, 190_000), types=numbers)) == []
+    few = [{"float": n, "collections.deque": 80 + n // 400} for n in (10_000, 60_000, 110_000)]
+    told = judged(growing(blocks=(90_000, 140_000, 190_000), types=few))
+    assert told == [("likely", "blocks-grow", 190_000)]
+
+
 MANY = (50_000_000, 100_000_000, 150_000_000)
 
 

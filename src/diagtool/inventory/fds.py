@@ -344,9 +344,10 @@ def _numbers(rows: list[Row], told: Iterable[Row]) -> None:
 
 def _twins(rows: list[Row]) -> None:
     """Sockets that are open twice, by one number that an object owns and one that nobody does."""
-    owned = {r["inode"]: r["fd"] for r in rows if r["kind"] == "socket" and r.get("owned")}
-    for row in rows:
-        if row["kind"] == "socket" and row.get("owned") is False and not row.get("number"):
+    sockets = [r for r in rows if r["kind"] == "socket" and r.get("inode")]  # others have ended meanwhile
+    owned = {r["inode"]: r["fd"] for r in sockets if r.get("owned")}
+    for row in sockets:
+        if row.get("owned") is False and not row.get("number"):
             row["twin"] = owned.get(row["inode"])
 
 
