@@ -156,6 +156,7 @@ class Fixture:
     grows: bool = True  # SIGUSR2 makes N more
     heap: bool = False  # shows only where the objects are counted
     native: bool = False  # shows only with native frames; the same in every version
+    heavy: bool = False  # its libraries are large: only where all libraries are tested
 
     @property
     def path(self) -> Path:
@@ -220,6 +221,31 @@ def _heap(
         stacks=None,
         requirements=requirements,
         heap=True,
+    )
+
+
+def _clients(
+    name: str,
+    program: str,
+    template: str,
+    leaks: str,
+    healthy: int,
+    count: int,
+    requirement: str,
+    heavy: bool = False,
+) -> Fixture:
+    """A program with many clients, channels or connections of a library."""
+    return Fixture(
+        name,
+        program,
+        template,
+        _modes(leaks),
+        _h(healthy),
+        kind="heap",
+        count=count,
+        stacks=None,
+        requirements=tuple(requirement.split()),
+        heavy=heavy,
     )
 
 
@@ -337,6 +363,8 @@ _ALL = [
         count=10,
         requirements=("requests",),
     ),
+    _clients("b05", "b05_boto3_client_per_call.py", "B05", "leak leak2", 3, 120, "boto3", heavy=True),
+    _clients("b07", "b07_websockets_kept.py", "B07", "leak", 2, 150, "aiohttp"),
     Fixture(
         "b08",
         "b08_sqlalchemy_pool_exhausted.py",
@@ -347,6 +375,10 @@ _ALL = [
         count=10,
         requirements=("sqlalchemy",),
     ),
+    _clients("b10", "b10_redis_pubsub_not_closed.py", "B10", "leak leak2 leak3", 4, 150, "redis"),
+    _clients("b12", "b12_grpc_channel_per_call.py", "B12", "leak leak2", 3, 150, "grpcio", heavy=True),
+    _clients("b14", "b14_kafka_producer_per_call.py", "B14", "leak leak2", 2, 60, "kafka-python", heavy=True),
+    _clients("b15", "b15_celery_errors_kept.py", "B15", "leak leak2", 1, 250, "celery", heavy=True),
     Fixture(
         "c01", "c01_consumer_starved.py", "C01", _modes("leak leak2 leak3"), _h(5), kind="thread", count=20
     ),
@@ -441,6 +473,9 @@ _ALL = [
     _native("e07", "e07_gil_and_mutex.py", "E07", "leak leak2 leak3 leak4", 4, 3),
     _native("e07x", "e07_extension.py", "E07", "leak leak2", 1),
     Fixture("f03", "f03_child_not_drained.py", "F03", _modes("leak leak2"), _h(4), kind="thread", count=1),
+    Fixture(
+        "f04", "f04_process_pool_broken.py", "F04", ("leak",), _h(2), kind="thread", count=1, grows=False
+    ),
     _native("e09", "e09_openmp_team_gone.py", "E09", "leak", 2),
     _native("f01", "f01_fork_with_mutex.py", "F01", "leak", 1),
     _heap("e10", "e10_pools_oversubscribed.py", "E10", "leak leak2", 3, 18),
@@ -502,12 +537,12 @@ def cases(*kinds: str) -> list[tuple[Fixture, str]]:
 
 #: Fetching libraries for every interpreter takes many minutes and gigabytes: `make test` does it for one.
 LIBRARIES_ON = "3.12"
+ALL_LIBRARIES = os.environ.get("DIAGTOOL_TEST_LIBRARIES") == "all"
 
 
 def with_libraries(version: str, in_root: bool = False) -> bool:
     """Whether tests with real libraries run on this interpreter."""
-    everywhere = os.environ.get("DIAGTOOL_TEST_LIBRARIES") == "all"
-    return everywhere or (version == LIBRARIES_ON and not in_root)
+    return ALL_LIBRARIES or (version == LIBRARIES_ON and not in_root)
 
 
 def libraries(interpreter: Interpreter, names: Sequence[str]) -> Path:
@@ -719,6 +754,8 @@ def launch(
         elif cwd:
             directory = inside = str(cwd)
         if isinstance(fixture, Fixture) and fixture.requirements:
+            if fixture.heavy and not ALL_LIBRARIES:
+                raise FixtureSkipped("large libraries are tested by make test-libraries alone")
             folder = libraries(interpreter, fixture.requirements)
             environment["PYTHONPATH"] = _into_root(folder, root) if root else str(folder)
         environment["TMPDIR"] = inside

@@ -141,6 +141,12 @@ def _judge(
     )
 
 
+def _users(snapshot: Snapshot) -> int:
+    """Who may use a thing at the moment: threads, greenlets, coroutines, and tasks that are not done."""
+    tasks = snapshot.count("task", "waiting", "ready", "running", "cancelling")
+    return tasks + sum(snapshot.count(kind) for kind in ("thread", "greenlet", "coroutine", "asyncgen"))
+
+
 def row_resolver(
     group: RowGroup, rows: list[Row], count: int, course: Course | None, snapshot: Snapshot
 ) -> Resolve:
@@ -153,6 +159,7 @@ def row_resolver(
         "growth": growth,
         "snapshots": len(group.counts),
         "process.tasks": snapshot.count("task", "waiting", "ready", "running", "cancelling"),
+        "process.users": _users(snapshot),
         "grew": steady and growth >= max(LEAST_GROWTH, LEAST_RATIO * group.counts[0]),
         "persisted": min(group.counts),
         "stayed": group.stayed,

@@ -15,6 +15,7 @@ from diagtool.runtimes.cpython.frames.generators import CREATED
 from diagtool.runtimes.cpython.objects.addresssets import contains, distinct
 from diagtool.runtimes.cpython.objects.census import Census, TypeNames
 from diagtool.runtimes.cpython.objects.objectcounts import ObjectCounts
+from diagtool.runtimes.cpython.objects.pooled import PooledConnections
 from diagtool.runtimes.cpython.tasks import callbacks
 from diagtool.runtimes.cpython.tasks.awaits import await_edges, describe_children, thread_edges
 from diagtool.runtimes.cpython.tasks.callbackpiles import future_rows
@@ -82,6 +83,7 @@ class _Sources:
     loops: list[int]
     generators: dict[str, list[int]]
     counts: ObjectCounts
+    pooled: PooledConnections
 
 
 def decode_tasks(
@@ -145,9 +147,10 @@ def _sources(ctx: Context, interpreters: list[Interpreter]) -> _Sources:
     futures = [*names.types("_asyncio", "Future"), *names.types("asyncio.futures", "Future", "_PyFuture")]
     generators = orphan_types(ctx, names)
     counts = ObjectCounts(ctx, names)
+    pooled = PooledConnections(ctx, names)
     of_generators = (t for group in generators.values() for t in group)
-    census = Census(ctx, [*tasks, *futures, *loops, *of_generators, *counts.types])
-    return _Sources(census, registered, tasks, futures, loops, generators, counts)
+    census = Census(ctx, [*tasks, *futures, *loops, *of_generators, *counts.types, *pooled.types])
+    return _Sources(census, registered, tasks, futures, loops, generators, counts, pooled)
 
 
 def _timeouts(first: int, left: NDArray[np.float64]) -> list[dict[str, Any]]:
@@ -169,6 +172,7 @@ def _add_counts(
 ) -> None:
     tables, counts, census = ctx.builder.snapshot.tables, sources.counts, sources.census
     tables["object_counts"] = counts.counts(census)
+    tables["pooled_connections"] = sources.pooled.table(census)
     tables["transports"] = counts.transports(census, interpreters)
     tables["threading"] = counts.threads(census, interpreters)
     pending = tasks.address[tasks.state == PENDING]
