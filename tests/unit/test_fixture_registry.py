@@ -17,6 +17,7 @@ PARTS = {
     "_fixture.py",
     "_http.py",
     "_native.py",
+    "_postgres.py",
     "_redis.py",
     "zoo_tasks.py",
     "zoo_threads.py",
@@ -26,7 +27,7 @@ PARTS = {
 TEMPLATES = (
     {f"A{i:02}" for i in range(1, 20)}
     | {f"C{i:02}" for i in range(1, 13)}
-    | {"B01", "B02", "B03", "B04", "B05", "B07", "B08", "B10", "B12", "B14", "B15", "F04"}
+    | {"B01", "B02", "B03", "B04", "B05", "B07", "B08", "B09", "B10", "B12", "B14", "B15", "E12", "F04"}
     | {"D01", "D03", "D04", "D08", "D09", "D11", "E01"}
     | {"E03", "E04", "E05", "E10"}
     | {"G01", "G03", "G04", "G05", "G06"}

@@ -757,6 +757,28 @@ def ninety_tls_contexts(w: World) -> None:
     w.table("object_counts", {"type": "ssl.SSLContext", "count": 90})
 
 
+_ACQUIRE = "asyncpg/pool.py:Pool._acquire.<locals>._acquire_impl:996 asyncpg/pool.py:Pool._acquire:1014"
+
+
+@leak("async-pool-exhausted", 12, "suspect")
+def tasks_that_wait_for_a_connection_that_nobody_uses(w: World) -> None:
+    queue = w.thing("asyncio.queues.LifoQueue", exclusive=False, size=0, getters=12)
+    w.tasks(12, "asyncio.Queue.get", f"{QUEUE_GET} {_ACQUIRE} app.py:load:3", queue)
+
+
+@healthy
+def tasks_that_wait_for_a_connection_while_others_use_theirs(w: World) -> None:
+    queue = w.thing("asyncio.queues.LifoQueue", exclusive=False, size=0, getters=12)
+    w.tasks(12, "asyncio.Queue.get", f"{QUEUE_GET} {_ACQUIRE} app.py:load:3", queue)
+    w.tasks(4, "asyncio.Future", "asyncpg/connection.py:Connection.execute:354 app.py:load:4")
+
+
+@healthy
+def a_few_tasks_that_wait_for_a_connection(w: World) -> None:
+    queue = w.thing("asyncio.queues.LifoQueue", exclusive=False, size=0, getters=4)
+    w.tasks(4, "asyncio.Queue.get", f"{QUEUE_GET} {_ACQUIRE} app.py:load:3", queue)
+
+
 @leak("httpcore-pool-slot-orphaned", 8, "suspect")
 def requests_before_a_pool_where_nothing_goes_on(w: World) -> None:
     w.tasks(8, "asyncio.Event.wait", f"{EVENT} {_POOL}", w.thing("asyncio.locks.Event", exclusive=False))
