@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -35,6 +34,7 @@ _SEVERAL = ("speedscope", "chrome")
 def _tables(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Tables of every snapshot, and those of records in the .diag file that was named, if it was one."""
     import json
+    import sqlite3
 
     from click.shell_completion import CompletionItem
 
