@@ -474,9 +474,6 @@ _ALL = [
     _heap("d11", "d11_asyncio_debug.py", "D11", "leak", 1, 600),
     _heap("e08", "e08_heap_fragmented.py", "E08", "leak leak2", 5, 128 << 10),
     _heap("e13", "e13_memory_grows.py", "E13", "", 4, 24, hard="leak leak2 leak3 leak4"),
-    _clients(
-        "e12", "e12_captures_kept.py", "E12", "leak", 2, 120, "opencv-python-headless numpy", heavy=True
-    ),
     _heap("e01", "e01_references_lost.py", "E01", "leak leak2", 5, 1200),
     _heap("e03", "e03_native_blocks_lost.py", "E03", "leak leak2 leak3 leak4", 6, 2000),
     _heap("e04", "e04_callbacks_kept.py", "E04", "leak leak2", 3, 1500),

@@ -21,7 +21,6 @@ COUNTED = {
     "redis-pubsub-not-closed": ["redis.client.PubSub", "redis.asyncio.client.PubSub"],
     "grpc-channel-per-call": ["grpc._channel.Channel", "grpc.aio._channel.Channel"],
     "celery-errors-kept": ["billiard.einfo.ExceptionInfo", "amqp.transport.TCPTransport"],
-    "opencv-captures-kept": ["cv2.VideoCapture"],
     "kafka-client-per-call": [
         "kafka.producer.kafka.KafkaProducer",
         "kafka.consumer.group.KafkaConsumer",

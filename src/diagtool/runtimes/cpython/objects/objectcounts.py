@@ -43,7 +43,6 @@ _COUNTED = {
     "starlette.websockets": ("WebSocket",),
     "billiard.einfo": ("ExceptionInfo",),
     "amqp.transport": ("TCPTransport", "SSLTransport"),
-    "cv2": ("VideoCapture",),
     "asyncio.base_events": ("Server",),
 }
 
