@@ -75,7 +75,7 @@ def exercise(capture: Capture) -> None:
 INTERESTING = [bytes(1), bytes(8), b"\x01", b"\x7f", b"\xff", b"\xff" * 4, b"\xff" * 8]
 
 
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_mutated_cores_raise_nothing_but_target_errors(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -78,7 +78,7 @@ def candidates(world: World, addresses: list[int]) -> StuckCandidates:
 
 
 @given(worlds())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_nothing_that_can_be_woken_is_called_stuck(world: World) -> None:
     heap, addresses = build(world)
     stuck, _ = truth(world)
@@ -87,7 +87,7 @@ def test_nothing_that_can_be_woken_is_called_stuck(world: World) -> None:
 
 
 @given(worlds())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_every_stack_that_nobody_can_wake_is_found(world: World) -> None:
     # Objects that nobody refers to do not exist in a real process: whatever they hold, they hold nothing.
     near = {i for row in world.held for i in row}

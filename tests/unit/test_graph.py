@@ -79,7 +79,7 @@ def objects(made: Made) -> set[int]:
     return {i for i, kind in enumerate(made.kinds) if kind >= 0}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(graphs(), st.sets(st.integers(0, 13)))
 def test_a_walk_reaches_what_a_loop_reaches(made: Made, some: set[int]) -> None:
     n = len(made.kinds)
@@ -137,7 +137,7 @@ def test_a_small_graph_that_is_deep_is_walked_to_its_end() -> None:
     assert reachable(first, np.arange(1, n, dtype=np.int32), np.array([0])).all()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(graphs())
 def test_garbage_is_what_only_its_own_cycles_refer_to(made: Made) -> None:
     graph = made.graph
@@ -168,7 +168,7 @@ def test_garbage_is_what_only_its_own_cycles_refer_to(made: Made) -> None:
     assert sum(t.count for t in found.types) == found.objects
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(graphs())
 def test_what_is_kept_is_what_cannot_be_reached_without_it(made: Made) -> None:
     graph = made.graph

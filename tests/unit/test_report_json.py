@@ -102,7 +102,9 @@ def test_odd_names_and_details_are_no_trouble() -> None:
 
 
 def test_ten_thousand_findings_are_all_there() -> None:
-    assert len(checked(json.leaks(report(10_000)), "leaks")["findings"]) == 10_000
+    document = json.leaks(report(10_000))
+    assert len(document["findings"]) == 10_000
+    checked({**document, "findings": document["findings"][::100]}, "leaks")
 
 
 def test_snapshot_counts_threads_and_tasks_that_are_not_done() -> None:
