@@ -94,6 +94,8 @@ def test_it_has_the_same_id_whatever_its_numbers_are() -> None:
         ((10_000, 10_050, 10_100), {}),  # little
         (STEADY, {"limit": 50_000}),  # a deque or cache with a bound
         (STEADY, {"of": "cachetools.LRUCache"}),
+        (STEADY, {"of": "ipykernel.zmqshell.ZMQInteractiveShell"}),  # the history of a shell
+        (STEADY, {"name": "_ih", "held_by": "module __main__ → _ih (list, 1,629 items)"}),
         (STEADY, {"root": "native"}),  # interned strings, the interpreter's own
         (STEADY, {"item_types": ["_asyncio.Task"]}),  # tasks have templates of their own
         (STEADY, {"item_types": ["weakref.ReferenceType"]}),

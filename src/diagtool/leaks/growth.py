@@ -40,6 +40,8 @@ _BIG_ITEM = 10_000
 _STACKS = ("_asyncio.Task", "_asyncio.Future", "asyncio.tasks.Task", "coroutine", "weakref", "KeyedRef")
 #: Whose containers are bounded, or told by other templates.
 _BOUNDED = ("cachetools.",)
+#: What a person typed into IPython or Jupyter, and what came of it: a history, that they want to keep.
+_SHELLS, _HISTORY = ("IPython.", "ipykernel."), ("_ih", "_oh", "_dh")
 _LRU_CACHE = "functools._lru_cache_wrapper"
 _LABELS = ("prometheus_client.", "_metrics")
 _DETAIL = re.compile(r" \([^()]*\)|, [\d,]+ items?")
@@ -135,7 +137,10 @@ def _is_known(row: Row) -> bool:
     first = types[0] if isinstance(types, list) and types and isinstance(types[0], str) else ""
     if first.startswith(_STACKS) or first.endswith((".Task", ".Future")):
         return True
-    return str(row.get("of")).startswith(_BOUNDED) or str(row.get("type")).startswith(_BOUNDED)
+    if row.get("name") in _HISTORY and str(row.get("held_by")).startswith("module __main__ "):
+        return True
+    bounded = (*_BOUNDED, *_SHELLS)
+    return str(row.get("of")).startswith(bounded) or str(row.get("type")).startswith(bounded)
 
 
 def _keys_lost(row: Row, snapshot: Snapshot) -> bool:
