@@ -10,15 +10,15 @@ A page holds blocks between two comments; this program writes what is between th
     <!-- make_docs: run leaks service.diag -->          what the command prints, about the demo service
     <!-- make_docs: memory leaks core -->               what it prints about the service that eats memory
     <!-- make_docs: native stacks core --native -->     what it prints about an extension that hangs
-    <!-- make_docs: template templates check x.toml --> about fixtures/templates and fixtures/python/baskets.py
+    <!-- make_docs: template templates check x.toml --> about fixtures/templates and baskets.py
     <!-- make_docs: sql SELECT * FROM cluster_text -->  what sqlite3 answers, about the same
     <!-- /make_docs -->
 
-Help and files are always written. Samples (run, memory, native, template, sql) only with --samples, because they start
-the demo service (fixtures/python/service.py) and take a snapshot of it, fixtures/python/thumbnails.py, of
-which there are 1.diag, 2.diag, 3.diag and core, and fixtures/python/e07_extension.py with journal.diag and
-core; a pid is shown as 4242. --check writes nothing and fails when a help text or a file is not what it
-should be.
+Help and files are always written. Samples (run, memory, native, template, sql) only with --samples, because
+they start the demo service (fixtures/python/service.py) and take a snapshot of it,
+fixtures/python/thumbnails.py, of which there are 1.diag, 2.diag, 3.diag and core, and
+fixtures/python/e07_extension.py with journal.diag and core; a pid is shown as 4242. --check writes nothing
+and fails when a help text or a file is not what it should be.
 """
 
 from __future__ import annotations

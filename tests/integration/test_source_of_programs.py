@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not ptrace.supported(), reason="live processes o
 
 PROGRAM = Path(__file__).parents[1] / "programs/permits.py"
 VERSIONS = interpreters()
-#: How a function says its lines changed with 3.10 and 3.11; the newest is in a chroot. All of them were tried.
+#: How a function says its lines changed with 3.10 and 3.11; the newest is in a chroot. All were tried.
 SOME = [i for i in VERSIONS if i.version in ("3.9", "3.15")] or VERSIONS[-1:]
 ONE = [i for i in VERSIONS if i.root is None][-1:]
 
