@@ -31,7 +31,7 @@ test: interpreters ## Run every test on every interpreter found
 	$(BIN)/python -m pytest -n 3 --dist worksteal --reruns 2 --reruns-delay 1 -r fER
 
 test-all: interpreters ## The same with every leak on every version, all with native frames
-	DIAGTOOL_TEST_FRAMES=all $(BIN)/python -m pytest -n 3 --dist worksteal -r fER
+	DIAGTOOL_TEST_FRAMES=all DIAGTOOL_TEST_WORLDS=2000 DIAGTOOL_TEST_SEEDS=4 $(BIN)/python -m pytest -n 3 --dist worksteal -r fER
 
 test-libraries: interpreters ## The same with real libraries on every interpreter: fetches gigabytes
 	DIAGTOOL_TEST_LIBRARIES=all $(BIN)/python -m pytest

@@ -545,9 +545,19 @@ def cases(*kinds: str) -> list[tuple[Fixture, str]]:
 # --- libraries ---------------------------------------------------------------------------------------------
 
 
-#: Fetching libraries for every interpreter takes many minutes and gigabytes: `make test` does it for one.
+#: Libraries for every interpreter take many minutes and gigabytes: `make test` fetches a few, for one.
 LIBRARIES_ON = "3.12"
-ALL_LIBRARIES = os.environ.get("DIAGTOOL_TEST_LIBRARIES") == "all"
+#: What it fetches: "all" for every interpreter, "3.12" for that one, no large ones; else small ones only.
+LIBRARIES = os.environ.get("DIAGTOOL_TEST_LIBRARIES", "")
+ALL_LIBRARIES = LIBRARIES == "all"
+SMALL = frozenset({"numpy", "cffi", "uvloop", "prometheus-client"})
+
+
+def is_left_out(fixture: Fixture) -> bool:
+    """Whether a fixture needs libraries that this run does not fetch (`make test-libraries` does)."""
+    if fixture.heavy:
+        return not ALL_LIBRARIES
+    return not LIBRARIES and not SMALL.issuperset(fixture.requirements)
 
 
 def with_libraries(version: str, in_root: bool = False) -> bool:
@@ -764,8 +774,8 @@ def launch(
         elif cwd:
             directory = inside = str(cwd)
         if isinstance(fixture, Fixture) and fixture.requirements:
-            if fixture.heavy and not ALL_LIBRARIES:
-                raise FixtureSkipped("large libraries are tested by make test-libraries alone")
+            if is_left_out(fixture):
+                raise FixtureSkipped("these libraries are tested by make test-libraries")
             folder = libraries(interpreter, fixture.requirements)
             environment["PYTHONPATH"] = _into_root(folder, root) if root else str(folder)
         environment["TMPDIR"] = inside

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -89,6 +90,9 @@ def damaged(capture: Capture, damage: Damage, random: np.random.Generator, rate:
     return dataclasses.replace(capture, memory=memory)
 
 
+SEEDS = int(os.environ.get("DIAGTOOL_TEST_SEEDS", "1"))
+
+
 @pytest.fixture(scope="module", params=[i for i in interpreters() if i.minor in (9, 12, 14)], ids=str)
 def capture(request: pytest.FixtureRequest) -> Iterator[Capture]:
     interpreter: Interpreter = request.param
@@ -102,7 +106,7 @@ def capture(request: pytest.FixtureRequest) -> Iterator[Capture]:
 @pytest.mark.parametrize("rate", [0.002, 0.05])
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda d: d.__name__.upper())
 def test_damaged_memory_is_decoded_or_refused(capture: Capture, damage: Damage, rate: float) -> None:
-    for seed in range(2):
+    for seed in range(SEEDS):
         random = np.random.default_rng(seed)
         try:
             snapshot = decode(damaged(capture, damage, random, rate))

@@ -18,7 +18,7 @@ from diagtool.snapshot.model import Snapshot
 from fixture_programs import Interpreter, interpreters, launch
 
 PROGRAM = Path(__file__).parent.parent / "programs" / "random_waits.py"
-WORLDS = int(os.environ.get("DIAGTOOL_TEST_WORLDS", "400"))
+WORLDS = int(os.environ.get("DIAGTOOL_TEST_WORLDS", "200"))
 AT_ONCE = 200  # worlds of one process
 
 pytestmark = pytest.mark.timeout(120 + WORLDS)
