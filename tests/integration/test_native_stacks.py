@@ -313,7 +313,7 @@ def hung(pid: int) -> Snapshot:
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
-@pytest.mark.parametrize("interpreter", [i for i in SOME if i.root is None], ids=str)
+@pytest.mark.parametrize("interpreter", [i for i in SOME if i.root is None][::2], ids=str)
 def test_what_hangs_in_native_code_is_told_and_its_twin_is_not(
     interpreter: Interpreter, case: tuple[str, str]
 ) -> None:
