@@ -194,7 +194,7 @@ def command(
     )
     resolved = [look(target, heap=looks_at_heap(target, heap)) for target in targets]
 
-    def judged() -> Report:
+    def judged(with_sources: bool = True) -> Report:
         with progress("looking for leaks"):
             try:
                 snapshots = [r.snapshot for r in resolved]
@@ -203,17 +203,18 @@ def command(
                         snapshots,
                         templates=known,
                         min_count=rules.min_count,
-                        sources=resolved[-1].sources,
+                        sources=resolved[-1].sources if with_sources else None,
                     )
                 )
             except SeriesError as error:
                 raise click.UsageError(f"{error}. {error.hint}") from error
 
-    report = judged()
-    unsure = heap is None and len(targets) == 1 and not report.at_least("likely")
-    if unsure and _has_more(targets[0], resolved[0].snapshot):
+    # What stacks alone say of a core decides whether its heap is looked at: a source file makes a suspect
+    # likely, and what is in the heap does not depend on that.
+    more = heap is None and len(targets) == 1 and _has_more(targets[0], resolved[0].snapshot)
+    if more and not judged(with_sources=False).at_least("likely"):
         resolved = [look(targets[0], heap=True)]
-        report = judged()
+    report = judged()
     last = resolved[-1]
     if write:
         new = write_baseline(report, baseline, rules.baseline, reason)
