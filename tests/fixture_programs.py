@@ -542,6 +542,13 @@ def cases(*kinds: str) -> list[tuple[Fixture, str]]:
     return [(f, mode) for f in FIXTURES.values() for kind in kinds for mode in getattr(f, f"{kind}_modes")]
 
 
+def some(every: Sequence[Interpreter], *minors: int) -> list[Interpreter]:
+    """Those of these versions; all where everything is asked for (make test-all), and where none is there."""
+    if os.environ.get("DIAGTOOL_TEST_FRAMES") == "all":
+        return list(every)
+    return [i for i in every if i.minor in minors] or list(every)
+
+
 # --- libraries ---------------------------------------------------------------------------------------------
 
 
