@@ -12,10 +12,13 @@ from diagtool.capture.errors import NoSuchTarget, NotPermitted, NotSupported, Ta
 
 # All else is imported where it is needed: a view of a process that takes half a second is to be no longer.
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from diagtool.capture.clonemode import CloneMode
     from diagtool.capture.model import Capture
     from diagtool.leaks.model import Report
     from diagtool.leaks.source.files import Sources
+    from diagtool.runtimes.decode import Decoding
     from diagtool.runtimes.native.stacks import Unwinder
     from diagtool.snapshot.model import Snapshot
 
@@ -174,18 +177,7 @@ def snapshot(
 
 
 def snapshot_of(
-    captured: Capture,
-    *,
-    heap: bool = False,
-    why: str | None = None,
-    graph: bool | None = None,
-    values: str | None = None,
-    native: bool = False,
-    frames: bool = True,
-    unwinder: Unwinder = "auto",
-    debug_directories: Sequence[str] = (),
-    inventory: Collection[str] | None = None,
-    tasks: bool = True,
+    captured: Capture, *, inventory: Collection[str] | None = None, **asked: Unpack[Decoding]
 ) -> Snapshot:
     """The decoded state of what was captured already; the capture stays open. See :func:`snapshot`."""
     from diagtool.inventory import add_inventory
@@ -193,18 +185,7 @@ def snapshot_of(
     from diagtool.runtimes.decode import decode
 
     try:
-        snap = decode(
-            captured,
-            heap=heap,
-            why=why,
-            graph=graph,
-            values=values,
-            native=native,
-            frames=frames,
-            unwinder=unwinder,
-            debug_directories=debug_directories,
-            tasks=tasks,
-        )
+        snap = decode(captured, **asked)
         if inventory is None or inventory:
             from diagtool.runtimes.nativethreads import add_native_threads
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 from diagtool.capture.errors import NoRuntime, NotSupported
 from diagtool.capture.model import Capture
@@ -12,7 +13,21 @@ from diagtool.runtimes.native.stacks import NativeStacks, Unwinder, native_stack
 from diagtool.runtimes.plain import NATIVE, decode_plain
 from diagtool.snapshot.model import Snapshot
 
-__all__ = ["NATIVE", "add_native", "decode"]
+__all__ = ["NATIVE", "Decoding", "add_native", "decode"]
+
+
+class Decoding(TypedDict, total=False):
+    """What is to be decoded: the keyword arguments of :func:`decode`, for who passes them on."""
+
+    heap: bool
+    why: str | None
+    graph: bool | None
+    values: str | None
+    native: bool
+    frames: bool
+    unwinder: Unwinder
+    debug_directories: Sequence[str]
+    tasks: bool
 
 
 def decode(

@@ -1,4 +1,4 @@
--- A snapshot as one SQLite file (.diag), schema 1. Documented in docs/snapshot-format.md.
+-- A snapshot as one SQLite file (.diag), schema 2. Documented in docs/snapshot-format.md.
 -- Addresses are 64-bit patterns: one at or above 2^63 reads as a negative number, and
 -- printf('0x%x', address) shows it right. Row numbers (id) start at 0 and have no holes.
 
