@@ -9,20 +9,16 @@ on is named with ``ignore``.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 from diagtool.probes import scopes
-from diagtool.probes.outlived import LEAST_ALIVE, Leak, Outlived
-from diagtool.probes.reports import OnLeak, reporter
-from diagtool.probes.scopes import KINDS, Scope, attach, current
+from diagtool.probes.middleware import Middleware
+from diagtool.probes.scopes import Scope, attach, current
 
 __all__ = ["LeakMiddleware"]
 
-_App = Callable[[Any, Any, Any], Awaitable[None]]
 
-
-class LeakMiddleware:
+class LeakMiddleware(Middleware):
     """Reports tasks, threads, async generators and descriptors that outlive their request.
 
     ``kinds``: which of these. ``grace``: seconds that they have to end after their request. ``on_leak``:
@@ -31,46 +27,11 @@ class LeakMiddleware:
     be alive before something is said, by kind, in the place of ``LEAST_ALIVE``.
     """
 
-    def __init__(
-        self,
-        app: _App,
-        *,
-        kinds: Collection[str] = KINDS,
-        grace: float = 5.0,
-        on_leak: OnLeak = "log",
-        ignore: Collection[str] = (),
-        least: Mapping[str, int] | None = None,
-    ) -> None:
-        self.app = app
-        self._kinds = scopes.checked(kinds)
-        self._outlived = Outlived(
-            reporter(on_leak, raising=False),
-            grace=grace,
-            least={**LEAST_ALIVE, **(least or {})},
-            ignored=ignore,
-        )
-        self._installed = True
-        scopes.install()
-
-    @property
-    def leaks(self) -> list[Leak]:
-        """What was reported, most first, with how many there are now."""
-        return self._outlived.leaks
-
-    @property
-    def requests(self) -> int:
-        """How many requests have ended."""
-        return self._outlived.scopes
-
-    def look(self) -> None:
-        """Judge now what had its time, without waiting for the next request."""
-        self._outlived.look()
-
     def close(self) -> None:
         """Look no more: requests are passed on, and what was replaced is given back."""
-        if self._installed:
-            self._installed = False
-            scopes.uninstall()
+        was_installed = self._installed
+        super().close()
+        if was_installed:
             scopes.detach()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

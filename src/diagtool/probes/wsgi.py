@@ -9,72 +9,30 @@ judged when a later one ends, or when somebody asks for ``leaks``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from diagtool.probes import scopes
-from diagtool.probes.outlived import LEAST_ALIVE, Leak, Outlived
-from diagtool.probes.reports import OnLeak, reporter
+from diagtool.probes.middleware import Middleware
 from diagtool.probes.scopes import Scope, current
 
 __all__ = ["LeakMiddleware"]
 
-_App = Callable[[Any, Any], Iterable[bytes]]
 
-
-class LeakMiddleware:
+class LeakMiddleware(Middleware):
     """Reports threads and descriptors that outlive their request; see ``diagtool.probes.asgi``."""
 
-    def __init__(
-        self,
-        app: _App,
-        *,
-        kinds: Collection[str] = ("threads", "fds"),
-        grace: float = 5.0,
-        on_leak: OnLeak = "log",
-        ignore: Collection[str] = (),
-        least: Mapping[str, int] | None = None,
-    ) -> None:
-        self.app = app
-        self._kinds = scopes.checked(kinds)
-        self._outlived = Outlived(
-            reporter(on_leak, raising=False),
-            grace=grace,
-            least={**LEAST_ALIVE, **(least or {})},
-            ignored=ignore,
-        )
-        self._installed = True
-        scopes.install()
-
-    @property
-    def leaks(self) -> list[Leak]:
-        """What was reported, most first, with how many there are now."""
-        return self._outlived.leaks
-
-    @property
-    def requests(self) -> int:
-        """How many requests have ended."""
-        return self._outlived.scopes
-
-    def look(self) -> None:
-        """Judge now what had its time, without waiting for the next request."""
-        self._outlived.look()
-
-    def close(self) -> None:
-        """Look no more: requests are passed on, and what was replaced is given back."""
-        if self._installed:
-            self._installed = False
-            scopes.uninstall()
+    KINDS = ("threads", "fds")
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
         if not self._installed:
-            return self.app(environ, start_response)
+            passed: Iterable[bytes] = self.app(environ, start_response)
+            return passed
         scope = Scope(self._kinds)
         self._outlived.began()
         before = current.get()
         current.set(scope)
         try:
-            body = self.app(environ, start_response)
+            body: Iterable[bytes] = self.app(environ, start_response)
         except BaseException:
             self._end(scope, environ, before)
             raise
