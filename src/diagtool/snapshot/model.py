@@ -93,7 +93,9 @@ def _ints(dtype: str) -> Any:
 class StackTable:
     """All stacks of a snapshot, one column a fact. All columns have the same length.
 
-    kind, state: codes (KINDS, STATES). address: of the task, coroutine … object, or the tid of a thread.
+    kind, state: codes (KINDS, STATES). address: of the task, coroutine … object, the tid of a thread, the number
+    of a goroutine (0 where its source has none). parent: the address of the stack that made this one
+    (goroutines; 0: not known).
     name: of the task or thread, "" when it has none. trace: index into Traces. wait: index into
     Snapshot.waits (0: not waiting). thing: index into Snapshot.things (-1: none). thread: the tid it belongs
     to (0: unknown). loop: address of the event loop (0: none). created_by: trace of the place of creation
@@ -114,6 +116,7 @@ class StackTable:
     thread: NDArray[np.int64] = _ints("i8")
     loop: NDArray[np.uint64] = _ints("u8")
     created_by: NDArray[np.int32] = _ints("i4")
+    parent: NDArray[np.uint64] = _ints("u8")
     merged: NDArray[np.int32] = _ints("i4")
     holder: NDArray[np.int32] = _ints("i4")
     stuck: NDArray[np.uint8] = _ints("u1")
@@ -135,6 +138,7 @@ STACK_COLUMNS = {
     "thread": "i8",
     "loop": "u8",
     "created_by": "i4",
+    "parent": "u8",
     "merged": "i4",
     "holder": "i4",
     "stuck": "u1",
@@ -158,6 +162,7 @@ class Stack:
     thread: int | None
     loop: int | None
     created_by: list[Frame]
+    parent: int | None  # the address of the stack that made it
     merged: list[Frame]  # with native frames, innermost first; empty where it was not unwound
     held_by: str | None
     stuck: bool
@@ -247,6 +252,7 @@ class Snapshot:
             thread=int(s.thread[index]) or None,
             loop=int(s.loop[index]) or None,
             created_by=self.traces.of(int(s.created_by[index])),
+            parent=int(s.parent[index]) or None,
             merged=self.traces.of(int(s.merged[index])),
             held_by=self.holders[holder] if holder >= 0 else None,
             stuck=bool(s.stuck[index]),

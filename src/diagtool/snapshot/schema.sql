@@ -1,4 +1,4 @@
--- A snapshot as one SQLite file (.diag), schema 2. Documented in docs/snapshot-format.md.
+-- A snapshot as one SQLite file (.diag), schema 3. Documented in docs/snapshot-format.md.
 -- Addresses are 64-bit patterns: one at or above 2^63 reads as a negative number, and
 -- printf('0x%x', address) shows it right. Row numbers (id) start at 0 and have no holes.
 
@@ -47,13 +47,14 @@ CREATE TABLE stack (
     id           INTEGER PRIMARY KEY,
     kind         INTEGER,
     state        INTEGER,
-    address      INTEGER,       -- of the task, coroutine ... object; the tid of a thread
+    address      INTEGER,       -- of the task, coroutine ... object; the tid of a thread; a goroutine's number
     trace        INTEGER,
     wait         INTEGER,
     thing        INTEGER,       -- what it waits on; -1: nothing known
     thread       INTEGER,       -- tid; 0: unknown
     loop         INTEGER,       -- address of the event loop; 0: none
     created_by   INTEGER,       -- trace of the place of creation; 0: not recorded
+    parent       INTEGER,       -- address of the stack that made it (goroutines); 0: not known
     merged       INTEGER,       -- trace with native frames between those of Python; 0: not unwound
     holder       INTEGER,       -- who keeps it; -1: none found
     stuck        INTEGER,       -- 1: nothing that can still run reaches what it waits on

@@ -22,7 +22,7 @@ from diagtool.snapshot.reading import BadRows, read_rows
 from diagtool.snapshot.writing import write_rows
 
 #: PRAGMA user_version of the files written. A reader refuses what is newer.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 #: PRAGMA application_id: "diag" in ASCII, at offset 68 of the file.
 APPLICATION_ID = 0x64696167
