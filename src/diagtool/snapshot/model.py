@@ -93,8 +93,8 @@ def _ints(dtype: str) -> Any:
 class StackTable:
     """All stacks of a snapshot, one column a fact. All columns have the same length.
 
-    kind, state: codes (KINDS, STATES). address: of the task, coroutine … object, the tid of a thread, the number
-    of a goroutine (0 where its source has none). parent: the address of the stack that made this one
+    kind, state: codes (KINDS, STATES). address: of the task, coroutine … object, the tid of a thread, the
+    number of a goroutine (0 where its source has none). parent: the address of the stack that made this one
     (goroutines; 0: not known).
     name: of the task or thread, "" when it has none. trace: index into Traces. wait: index into
     Snapshot.waits (0: not waiting). thing: index into Snapshot.things (-1: none). thread: the tid it belongs
