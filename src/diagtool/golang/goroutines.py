@@ -48,7 +48,7 @@ class Kind:
 
 
 class Goroutines:
-    """Adds goroutines to a builder. :meth:`kind` is slow and called once for equal ones, :meth:`add` is quick."""
+    """Adds goroutines to a builder: :meth:`kind` once for equal ones, then :meth:`add`, which is quick."""
 
     def __init__(self, builder: SnapshotBuilder) -> None:
         self.builder = builder

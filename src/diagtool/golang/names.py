@@ -2,8 +2,8 @@
 
 A linker symbol is ``import/path.Function``, ``import/path.(*Type).Method``, closures ``.func1``,
 ``.func1.2``, wrappers of go statements ``.gowrap1`` (1.22), method values ``-fm``. Dots in the last element
-of a path are ``%2e``. Type arguments are ``[...]`` in text; profiles and memory have shapes (``[go.shape.int]``)
-from 1.18 on.
+of a path are ``%2e``. Type arguments are ``[...]`` in text; profiles and memory have shapes
+(``[go.shape.int]``) from 1.18 on.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def is_machinery(function: str) -> bool:
     """Whether a function belongs to the runtime or to what every wait goes through.
 
     Such frames at the inner end of a stack differ from version to version and source to source: they are
-    left out of the trace that is compared (``runtime.gopark``, ``sync.(*Mutex).Lock``, ``internal/poll.(*FD).Read``).
+    left out of the trace that is compared: ``runtime.gopark``, ``sync.(*Mutex).Lock``.
     """
     package = package_of(function)
     return package.partition("/")[0] in _MACHINERY or function in ("time.Sleep", "panic")
