@@ -25,7 +25,7 @@ import diagtool.snapshot  # noqa: F401 - made callable below
 from diagtool._version import __version__
 
 if TYPE_CHECKING:
-    from diagtool.api import capture, find_leaks, load, snapshot
+    from diagtool.api import capture, find_leaks, load, load_series, snapshot
     from diagtool.capture.errors import NoSuchTarget, NotPermitted, NotSupported, TargetError
     from diagtool.leaks.model import Cluster, Finding, Report
     from diagtool.leaks.series import SeriesError
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 #: Where each name is; docs/api.md has all of them. What is not here may change with any version.
 _PUBLIC = {
-    **dict.fromkeys(("find_leaks", "load"), "diagtool.api"),
+    **dict.fromkeys(("find_leaks", "load", "load_series"), "diagtool.api"),
     **dict.fromkeys(("export", "save", "sql", "to_dict"), "diagtool.results"),
     "guard": "diagtool.probes.guard",
     **dict.fromkeys(("Frame", "Snapshot", "Stack", "Target", "Thing"), "diagtool.snapshot.model"),
@@ -78,6 +78,7 @@ __all__ = [
     "find_leaks",
     "guard",
     "load",
+    "load_series",
     "save",
     "snapshot",
     "sql",

@@ -46,14 +46,17 @@ def kind_of(target: TargetName) -> Literal["live", "core", "store", "evidence"]:
         if not stat.S_ISREG(mode):
             what = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
             raise NotSupported(f"{text} is {what}", "Name a process id, a core file or a .diag file.")
-        from diagtool.ingest import HEAD, is_evidence
         from diagtool.snapshot import store
 
         with path.open("rb") as file:
-            head = file.read(HEAD)
+            head = file.read(256)
         if store.is_store(head):
             return "store"
-        return "evidence" if is_evidence(head) else "core"
+        if head.startswith(b"\x7fELF"):
+            return "core"
+        from diagtool.ingest import reader_of
+
+        return "core" if reader_of(text) is None else "evidence"
     except PermissionError:
         raise NotPermitted(
             f"{text} may not be read by this user", "Try it as its owner, or with sudo."
@@ -122,8 +125,9 @@ def snapshot(
     keep: Callable[[Capture], None] | None = None,
     look: Callable[[Capture], None] | None = None,
 ) -> Snapshot:
-    """The decoded state of a process (pid), a core, a .diag file or a dump of tracemalloc (path).
+    """The decoded state of a process (pid), a core, a .diag file or what other tools wrote (path).
 
+    Of a file with several dumps the last one; :func:`load_series` gives all.
     ``heap`` counts all objects of a process or core by type, too (``Snapshot.tables["heap_types"]``);
     ``why``, the name of a type or the address of an object in hex, finds out who keeps it (``"heap_ways"``).
     ``values``, the name of a type, shows examples of it, shortened and without secrets (``"heap_values"``).
@@ -144,9 +148,7 @@ def snapshot(
     if kind == "store":
         return load(os.fspath(target))  # type: ignore[arg-type]  # an int is live
     if kind == "evidence":
-        from diagtool.ingest import read_evidence
-
-        return read_evidence(os.fspath(target))  # type: ignore[arg-type]
+        return load_series(os.fspath(target))[-1]  # type: ignore[arg-type]
     if not stacks:
         return _outline(target, exe, sysroot, inventory)
     native = heap if native is None else native
@@ -230,6 +232,18 @@ def load(path: str | os.PathLike[str]) -> Snapshot:
     from diagtool.snapshot import store
 
     return store.load(path)
+
+
+def load_series(path: str | os.PathLike[str]) -> list[Snapshot]:
+    """All snapshots in a file, oldest first: a log may hold several goroutine dumps; a .diag file has one.
+
+    Raises TargetError (``diagtool.capture.errors``), or StoreError for a .diag file.
+    """
+    if kind_of(path) == "store":
+        return [load(path)]
+    from diagtool.ingest import read_evidence
+
+    return read_evidence(path)
 
 
 def find_leaks(

@@ -16,7 +16,7 @@ import numpy as np
 
 from diagtool.capture.errors import BadCore, TargetError
 
-__all__ = ["COMPRESSED_MAGIC", "compression_of", "decompressed"]
+__all__ = ["COMPRESSED_MAGIC", "Damaged", "compression_of", "decompressed", "unpacked"]
 
 #: First bytes of a compressed file -> its format: RFC 1952, the .xz file format, LZ4 frame format, RFC 8878.
 COMPRESSED_MAGIC = {
@@ -38,6 +38,15 @@ def compression_of(head: bytes) -> str | None:
         if head.startswith(magic):
             return name
     return None
+
+
+def unpacked(source: BinaryIO, kind: str) -> Iterator[memoryview]:
+    """What ``source``, compressed as ``kind`` says, holds: a megabyte at most at a time.
+
+    Raises :class:`Damaged` where the stream breaks off; what came before is good. A block is good until the
+    next one is asked for.
+    """
+    return _zstd(source) if kind == "zstd" else _stream(source, kind)
 
 
 def decompressed(
@@ -83,11 +92,11 @@ def _unpack(
     fd = target.fileno()
     size, head = 0, b""
     damage: str | None = None
-    stream = _zstd(source) if kind == "zstd" else _stream(source, kind)
+    stream = unpacked(source, kind)
     while True:
         try:
             block = next(stream, None)
-        except _Damaged as error:
+        except Damaged as error:
             damage = str(error)
             break
         if block is None:
@@ -118,7 +127,7 @@ def _write_sparse(fd: int, block: memoryview, at: int) -> None:
             part, i = part[n:], i + n
 
 
-class _Damaged(Exception):
+class Damaged(Exception):
     """The stream broke off; what came before is good."""
 
 
@@ -141,9 +150,9 @@ def _stream(source: BinaryIO, kind: str) -> Iterator[memoryview]:
             for out in _one_stream(machine, data, source):
                 yield memoryview(out)
         except failures as error:
-            raise _Damaged(f"the {kind} stream is damaged ({error})") from error
+            raise Damaged(f"the {kind} stream is damaged ({error})") from error
         if not machine.eof:
-            raise _Damaged(f"the {kind} stream ends early")
+            raise Damaged(f"the {kind} stream ends early")
         data = machine.unused_data or b""
         data = (data + source.read(_IN)).lstrip(b"\0")
 
@@ -187,4 +196,4 @@ def _zstd(source: BinaryIO) -> Iterator[memoryview]:
         while n := reader.readinto(buffer):
             yield memoryview(buffer)[:n]
     except zstandard.ZstdError as error:
-        raise _Damaged(f"the zstd stream is damaged ({error})") from error
+        raise Damaged(f"the zstd stream is damaged ({error})") from error

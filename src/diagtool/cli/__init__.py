@@ -170,6 +170,9 @@ def _fail(message: str, hint: str, status: int, error: BaseException | None = No
         import traceback
 
         traceback.print_exception(error)
+    files = sys.modules.get("diagtool.ingest.files")
+    if files is not None:  # what was read from a pipe has no name
+        message = files.named(message)
     with suppress(OSError, AttributeError, ValueError):
         for line in (f"diagtool: {message}", hint):
             if line:

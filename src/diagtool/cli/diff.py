@@ -82,24 +82,31 @@ def command(
         2   wrong usage
         3   a target could not be read, or FILE not be written
     """
+    from diagtool.api import kind_of
     from diagtool.cli.output import print_lines, print_text, width
     from diagtool.cli.progress import progress
-    from diagtool.cli.target import looks_at_heap, resolve
+    from diagtool.cli.target import in_series, looks_at_heap, resolve
     from diagtool.leaks.series import SeriesError, in_order
     from diagtool.report import diff as view_of
     from diagtool.report import diffjson, json, terminal
     from diagtool.snapshot.diff import diff
 
     work = work or ()
-    if len(targets) < 2:
-        raise click.UsageError("one snapshot has nothing to be compared with: name two at least.")
-    if len(work) not in (0, 1, len(targets) - 1):
+    alone = "one snapshot has nothing to be compared with: name two at least."
+    if len(targets) < 2 and kind_of(targets[0]) != "evidence":
+        raise click.UsageError(alone)
+    files = any(kind_of(target) == "evidence" for target in targets)  # which may hold several dumps each
+    if not files and len(work) not in (0, 1, len(targets) - 1):
         raise click.UsageError(f"--work has {len(work)} numbers: give one, or {len(targets) - 1}.")
     resolved = [
         resolve(target, exe=exe, sysroot=sysroot, output=output, heap=looks_at_heap(target, heap))
         for target in targets
     ]
-    snapshots, warning = [r.snapshot for r in resolved], ""
+    snapshots, warning = in_series(resolved), ""
+    if len(snapshots) < 2:
+        raise click.UsageError(alone)
+    if len(work) not in (0, 1, len(snapshots) - 1):
+        raise click.UsageError(f"--work has {len(work)} numbers: give one, or {len(snapshots) - 1}.")
     try:
         snapshots = in_order(snapshots)
     except SeriesError as error:

@@ -132,7 +132,7 @@ def command(
         3   the target could not be read, or FILE not be written
     """
     from diagtool.cli.output import check_new_folder, check_no_terminal
-    from diagtool.cli.target import looks_at_heap, resolve
+    from diagtool.cli.target import in_series, looks_at_heap, resolve
 
     _check(to, by, table, limit, len(targets))
     if to == "csv" and table is None:
@@ -156,7 +156,7 @@ def command(
                 inventory=None if to == "csv" else (),
             )
         )
-    snapshots = [r.snapshot for r in found]
+    snapshots = in_series(found) if to in _SEVERAL else [r.snapshot for r in found]
     if to == "csv":
         return _csv(snapshots[0], table, output)
     return _profile(to, snapshots, by or "count", native is True, limit, output)

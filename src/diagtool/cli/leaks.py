@@ -163,7 +163,7 @@ def command(
     """
     from diagtool.cli.output import width
     from diagtool.cli.progress import progress
-    from diagtool.cli.target import looks_at_heap, resolve
+    from diagtool.cli.target import in_series, looks_at_heap, resolve
     from diagtool.leaks import find_leaks
     from diagtool.leaks.series import SeriesError
 
@@ -197,7 +197,7 @@ def command(
     def judged(with_sources: bool = True) -> Report:
         with progress("looking for leaks"):
             try:
-                snapshots = [r.snapshot for r in resolved]
+                snapshots = in_series(resolved)
                 return rules.judged(
                     find_leaks(
                         snapshots,
@@ -221,15 +221,13 @@ def command(
         rules = replace(rules, baseline=new)
         report = judged()
     if explain is not None:
-        return _explained(
-            report, explain, [r.snapshot for r in resolved], known, written, last.sources, everything
-        )
+        return _explained(report, explain, in_series(resolved), known, written, last.sources, everything)
     report = rules.placed(report, written)
 
     def shown(where: Output) -> Shown:
         return Shown(
             report,
-            [r.snapshot for r in resolved],
+            in_series(resolved),
             last.sources,
             width(where.file),
             verbose,

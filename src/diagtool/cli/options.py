@@ -33,13 +33,29 @@ def color_wanted(context: click.Context) -> str:
 def _considerate(
     context: click.Context, parameter: click.Parameter, value: str | tuple[str, ...]
 ) -> str | tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else value
+    if "-" in names and not context.resilient_parsing:
+        path = _standard_input()
+        names = tuple(path if name == "-" else name for name in names)
+        value = names[0] if isinstance(value, str) else names
     # As early as a process is named: what is imported next keeps a processor busy for a while.
-    for name in (value,) if isinstance(value, str) else value:
+    for name in names:
         if name.isascii() and name.isdigit() and len(name) < 10 and not context.resilient_parsing:
             from diagtool.capture.processors import keep_off
 
             keep_off(int(name))
     return value
+
+
+def _standard_input() -> str:
+    """The path of a file with what the standard input gives, which is gone with us."""
+    import sys
+
+    from diagtool.ingest.files import spooled
+
+    if sys.stdin is None:
+        raise click.UsageError("the standard input is closed: there is nothing to read.")
+    return spooled(sys.stdin.buffer)
 
 
 def target_argument(name: str, **attributes: Any) -> Callable[[_F], _F]:

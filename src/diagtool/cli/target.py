@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import click
 
-from diagtool.api import kind_of, snapshot
+from diagtool.api import kind_of, load_series, snapshot
 from diagtool.cli import arrays  # noqa: F401 - before anything else that needs numpy
 from diagtool.cli.progress import progress
 from diagtool.report.sources import Sources
@@ -33,6 +33,17 @@ class Resolved:
 
     snapshot: Snapshot
     sources: Sources
+    earlier: tuple[Snapshot, ...] = ()  # oldest first, of a file that holds several dumps
+
+    @property
+    def series(self) -> list[Snapshot]:
+        """All snapshots, oldest first."""
+        return [*self.earlier, self.snapshot]
+
+
+def in_series(resolved: Sequence[Resolved]) -> list[Snapshot]:
+    """The snapshots of several targets, oldest first."""
+    return [snap for one in resolved for snap in one.series]
 
 
 class How(TypedDict, total=False):
@@ -59,7 +70,7 @@ class How(TypedDict, total=False):
 def resolve(
     text: str, *, output: Path | None = None, sources: Sequence[str] = (), **how: Unpack[How]
 ) -> Resolved:
-    """The snapshot of what ``text`` names, looked at as ``how`` says.
+    """The snapshot of what ``text`` names, looked at as ``how`` says; of evidence the last and earlier ones.
 
     ``sources``: folders in which the source of the target's frames is looked for first. ``output`` is where
     the result will be written: never in the place of a core, of which there is one only.
@@ -69,12 +80,12 @@ def resolve(
     if kind != "live" and output is not None and _is_same(text, output):
         raise click.UsageError(f"{output} is the file to be read. Name another one with -o.")
     with progress(f"{_DOING[kind]} {text}"):
-        snap = snapshot(text, **how)
+        *earlier, snap = load_series(text) if kind == "evidence" else [snapshot(text, **how)]
     root = how.get("sysroot")
     if root is None and kind == "live":
         root = f"/proc/{int(text)}/root"  # a target in another mount namespace has its sources there
     codes = snap.tables.get("code_objects", ())
-    return Resolved(snap, Sources(snap.target, root, folders=sources, codes=codes))
+    return Resolved(snap, Sources(snap.target, root, folders=sources, codes=codes), tuple(earlier))
 
 
 def look_at_objects(look: Callable[..., Resolved], objects: bool) -> Resolved:

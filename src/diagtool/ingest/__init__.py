@@ -1,40 +1,91 @@
-"""Evidence that other programs wrote: read into a snapshot, one module a format.
+"""Evidence that other programs wrote: read into snapshots, one module or package a format.
 
-Recognised by content. What a format does not tell is empty in the snapshot.
+Recognised by content. What a format does not tell is empty in the snapshot. A new format is one line in
+``READERS``.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
-from diagtool.capture.errors import NotSupported
+from diagtool.capture.elf import ELF_MAGIC
+from diagtool.capture.errors import BadEvidence, NotSupported, TargetError
 from diagtool.ingest import tracemalloc
+from diagtool.ingest.files import HEAD, first_bytes, name_of, only_once, opened, text_like, windows
 from diagtool.snapshot.model import Snapshot
 
-__all__ = ["HEAD", "is_evidence", "read_evidence"]
+__all__ = ["HEAD", "READERS", "Reader", "is_evidence", "read_evidence", "reader_of"]
 
-#: So many bytes from the start of a file tell what it is.
-HEAD = 256
 
-_FORMATS: dict[Callable[[bytes], bool], Callable[[str], Snapshot]] = {
-    tracemalloc.is_dump: tracemalloc.read_dump,
-}
+class Reader(NamedTuple):
+    """A format: ``looks`` tells by the first HEAD bytes (unpacked) whether a file is of it.
+
+    ``read`` is given a path whose contents are unpacked already. It returns one snapshot, or several of one
+    process where the file holds several, oldest first; raises TargetError. ``anywhere``: it is text that
+    may stand anywhere in a log; ``looks`` is asked about each part of one.
+    """
+
+    name: str
+    looks: Callable[[bytes], bool]
+    read: Callable[[str], Snapshot | list[Snapshot]]
+    anywhere: bool = False
+
+
+#: The more special ones first. Modules that are large are imported in ``read``.
+READERS: tuple[Reader, ...] = (Reader("dump of tracemalloc", tracemalloc.is_dump, tracemalloc.read_dump),)
 
 
 def is_evidence(head: bytes) -> bool:
     """True when a file that starts with ``head`` is for :func:`read_evidence`."""
-    return any(recognise(head) for recognise in _FORMATS)
+    return any(reader.looks(head) for reader in READERS)
 
 
-def read_evidence(path: str | os.PathLike[str]) -> Snapshot:
-    """The snapshot of what a file tells. Raises TargetError."""
+def reader_of(path: str | os.PathLike[str]) -> Reader | None:
+    """The reader for a file, None where it is nothing that others wrote and that we read. Raises OSError."""
+    name = _recognised(os.fspath(path))
+    return next((r for r in READERS if r.name == name), None)
+
+
+@only_once
+def _recognised(path: str) -> str | None:
+    with open(path, "rb") as file:  # noqa: PTH123
+        head = first_bytes(file)
+        if head.startswith(ELF_MAGIC):
+            return None
+        for reader in READERS:
+            if reader.looks(head):
+                return reader.name
+        if not text_like(head):
+            return None
+        file.seek(0)
+        for window in windows(file):
+            for reader in READERS:
+                if reader.anywhere and reader.looks(window):
+                    return reader.name
+    return None
+
+
+def read_evidence(path: str | os.PathLike[str]) -> list[Snapshot]:
+    """The snapshots of what a file tells, oldest first; one at least. Raises TargetError."""
     name = os.fspath(path)
-    with open(name, "rb") as file:  # noqa: PTH123
-        head = file.read(HEAD)
-    for recognise, read in _FORMATS.items():
-        if recognise(head):
-            return read(name)
-    raise NotSupported(
-        f"{name} is nothing that diagtool reads", "Name what tracemalloc.Snapshot.dump() wrote."
-    )
+    reader = reader_of(name)
+    if reader is None:
+        raise NotSupported(
+            f"{name_of(name)} is nothing that diagtool reads",
+            "Name what tracemalloc.Snapshot.dump() wrote, or a goroutine dump.",
+        )
+    with opened(name) as file:
+        try:
+            found = reader.read(file.path)
+        except TargetError as error:
+            error.args = tuple(str(part).replace(file.path, file.name) for part in error.args)
+            raise
+        except OSError as error:
+            raise BadEvidence(f"{file.name} can't be read: {error.strerror or error}") from error
+        snapshots = [found] if isinstance(found, Snapshot) else found
+        if not snapshots:
+            raise BadEvidence(f"{file.name} holds nothing of a {reader.name}")
+        snapshots[-1].warnings[:0] = file.warnings
+        return snapshots
