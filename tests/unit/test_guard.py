@@ -152,6 +152,28 @@ def test_tasks_and_async_generators_of_a_coroutine_are_told() -> None:
     assert any("never" in leak.left.name and leak.left.waiting for leak in told)
 
 
+def test_a_plain_with_in_a_coroutine_tells_its_tasks_when_the_loop_had_time() -> None:
+    async def main() -> list[str]:
+        told = asyncio.Event()
+        names: list[str] = []
+
+        def tell(leak: Leak) -> None:
+            names.append(leak.left.name)
+            told.set()
+
+        with guard(on_leak=tell, grace=0.01):
+            kept = asyncio.create_task(asyncio.Event().wait(), name="left")
+            ends = asyncio.create_task(asyncio.sleep(0), name="ends")
+        assert names == []
+        await told.wait()
+        await ends
+        kept.cancel()
+        return names
+
+    (name,) = asyncio.run(main())
+    assert "left" in name
+
+
 def test_a_coroutine_that_waits_for_its_tasks_is_healthy() -> None:
     async def main() -> None:
         async with guard(on_leak="raise", grace=60):

@@ -32,6 +32,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 _FIRST_PAUSE = 0.001  # seconds; each is twice the one before, 50 ms at most
 _LONGEST_PAUSE = 0.05
+#: What only its event loop can end.
+_OF_LOOPS = ("tasks", "asyncgens")
 
 
 class guard:
@@ -42,8 +44,9 @@ class guard:
     given each :class:`Leak`. ``grace``: seconds that all of it has to end by itself; nobody waits where
     nothing is left. ``ignore``: globs of names (``refresh*``) or places (``app/cache.py:refresh``).
 
-    In a coroutine use ``async with``, or decorate the coroutine function: a plain ``with`` can't let tasks
-    end, so it looks at everything but tasks and async generators there.
+    In a coroutine use ``async with``, or decorate the coroutine function. A plain ``with`` can't let tasks
+    end there: tasks and async generators are looked at by the loop, ``grace`` seconds after the block, and
+    told by a warning where ``on_leak`` is "raise".
     """
 
     def __init__(
@@ -90,19 +93,33 @@ class guard:
     # -- as a block ---------------------------------------------------------------------------------------
 
     def __enter__(self) -> guard:
-        if running_loop() is not None:
-            self._begin([kind for kind in self._kinds if kind not in ("tasks", "asyncgens")])
-        else:
-            self._begin(self._kinds)
+        self._begin(self._kinds)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         scope = self._end()
+        if (loop := running_loop()) is not None:
+            self._tell_later(loop, scope)
         for pause in self._pauses(scope):
             time.sleep(pause)
         self._tell(scope, error)
+
+    # Only the loop can let tasks end, and it runs when this coroutine has given way.
+    def _tell_later(self, loop: Any, scope: Scope) -> None:
+        later = Scope(scope.kinds)
+        later.ended = True
+        later.things = [thing for thing in scope.things if thing[0] in _OF_LOOPS]
+        scope.things = [thing for thing in scope.things if thing[0] not in _OF_LOOPS]
+        if not later.things:
+            return
+        report = reporter("warn", raising=False) if self._on_leak == "raise" else self._report
+
+        def look() -> None:
+            self.leaks += self._found(later, report)
+
+        loop.call_later(self._grace, look)
 
     async def __aenter__(self) -> guard:
         self._begin(self._kinds)
@@ -144,6 +161,11 @@ class guard:
         return left_of(scope) if scope.things or scope.files else []
 
     def _tell(self, scope: Scope, error: BaseException | None) -> None:
+        self.leaks = self._found(scope, self._report)
+        if self.leaks and self._on_leak == "raise" and error is None:
+            raise LeakError(self.leaks)
+
+    def _found(self, scope: Scope, report: Callable[[Leak], None]) -> list[Leak]:
         places: dict[object, Leak] = {}
         for one in self._left(scope):
             left = one.describe()
@@ -151,9 +173,8 @@ class guard:
                 continue
             place = places.setdefault(one.place, Leak(left.kind, left, first=time.time()))
             place.add(one.key, one.check)
-        self.leaks = list(places.values())
-        for leak in self.leaks:
+        found = list(places.values())
+        for leak in found:
             leak.told = True
-            self._report(leak)
-        if self.leaks and self._on_leak == "raise" and error is None:
-            raise LeakError(self.leaks)
+            report(leak)
+        return found
