@@ -1,0 +1,1 @@
+"""Go: goroutines from the memory of a process, live or core, without debug information, symbols or help."""
