@@ -6,7 +6,7 @@ STAMP := .venv/.ready
 # An installed program has its bytecode: it is what is tested and measured.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv demo test test-all test-libraries unit lint format bench interpreters browser layouts docs screenshots clean
+.PHONY: help venv demo test test-all test-libraries test-go go unit lint format bench interpreters browser layouts docs screenshots clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,13 +21,16 @@ $(STAMP): pyproject.toml
 interpreters: venv ## Fetch the interpreters that the tests use and the machine lacks
 	$(BIN)/python tools/fetch_interpreters.py
 
+go: venv ## Fetch the Go toolchain that the tests use (else they are skipped); test-go fetches all
+	$(BIN)/python tools/fetch_go.py 1.27
+
 browser: venv ## Have Chromium and axe-core, for the tests of the HTML report (else they are skipped)
 	$(BIN)/python tools/fetch_browser.py
 
 demo: venv ## Start a leaking service, report on it live, then from its core
 	$(BIN)/python tools/demo.py
 
-test: interpreters ## Run every test on every interpreter found
+test: interpreters go ## Run every test on every interpreter found
 	$(BIN)/python -m pytest -n 3 --dist worksteal --reruns 2 --reruns-delay 1 -r fER
 
 test-all: interpreters ## The same with every leak on every version, all with native frames
@@ -35,6 +38,10 @@ test-all: interpreters ## The same with every leak on every version, all with na
 
 test-libraries: interpreters ## The same with real libraries on every interpreter: fetches gigabytes
 	DIAGTOOL_TEST_LIBRARIES=all $(BIN)/python -m pytest
+
+test-go: interpreters ## The tests of Go with every version of it, 1.19 to 1.27: fetches half a gigabyte
+	$(BIN)/python tools/fetch_go.py
+	DIAGTOOL_TEST_GO=all $(BIN)/python -m pytest -r fER $$(grep -rlE 'go_programs|data/go' tests --include='test_*.py')
 
 unit: venv ## Run the fast tests only
 	$(BIN)/python -m pytest tests/unit

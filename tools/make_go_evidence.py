@@ -1,0 +1,172 @@
+"""What Go programs of every version write, for the tests of its readers: ``tests/data/go/MINOR/NAME``.
+
+    python tools/make_go_evidence.py [--only NAME ...] [MINOR ...]
+
+A piece of evidence is a function below, under the name of its file: it has a program started, and writes to
+``path``. Pieces stay small: some KB each, with gz where that is what the runtime writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from go_programs import ALL, GoProgram, goroot, started  # noqa: E402
+
+FOLDER = ROOT / "tests" / "data" / "go"
+
+#: Paths of files as the programs have them say nothing of this machine.
+FLAGS = ("-trimpath",)
+
+#: file name -> what writes it, given the minor version and where to. NotThere where a version has none.
+KINDS: dict[str, Callable[[str, Path], None]] = {}
+
+
+class NotThere(Exception):
+    """This version has no such thing."""
+
+
+def evidence(name: str) -> Callable[[Callable[[str, Path], None]], Callable[[str, Path], None]]:
+    """Register a piece of evidence under the name of its file."""
+
+    def register(function: Callable[[str, Path], None]) -> Callable[[str, Path], None]:
+        KINDS[name] = function
+        return function
+
+    return register
+
+
+@contextmanager
+def program(minor: str, fixture: str, *arguments: str, **options: object) -> Iterator[GoProgram]:
+    """A fixture, built without paths of this machine."""
+    with started(fixture, minor, *arguments, flags=FLAGS, **options) as it:  # type: ignore[arg-type]
+        yield it
+
+
+# --- every kind of leak, three goroutines each --------------------------------------------------------------
+
+
+@evidence("debug2.txt")
+def _debug2(minor: str, path: Path) -> None:
+    with program(minor, "leaks", "all", "3") as p:
+        p.debug2(path)
+
+
+@evidence("debug2-series.txt")
+def _series(minor: str, path: Path) -> None:
+    """Two dumps in one file, the second with two more of each."""
+    with program(minor, "leaks", "all", "3") as p:
+        before = p.debug2(path)
+        p.grow(2)
+        path.write_text(before + "\n\n" + p.debug2(path))
+
+
+@evidence("debug1.txt")
+def _debug1(minor: str, path: Path) -> None:
+    with program(minor, "leaks", "all", "3") as p:
+        p.text("goroutine", path)
+
+
+@evidence("sigquit.txt")
+def _sigquit(minor: str, path: Path) -> None:
+    with program(minor, "leaks", "all", "3") as p:
+        path.write_text(p.quit())
+
+
+@evidence("panic.txt")
+def _panic(minor: str, path: Path) -> None:
+    with program(minor, "leaks", "send", "3") as p:
+        assert p.process.stdin is not None
+        p.process.stdin.write("panic\n")
+        p.process.stdin.flush()
+        p.process.wait()
+        path.write_text(p.said())
+
+
+@evidence("goroutine.pb.gz")
+def _goroutine(minor: str, path: Path) -> None:
+    with program(minor, "leaks", "all", "3") as p:
+        p.profile("goroutine", path)
+
+
+@evidence("heap.pb.gz")
+def _heap(minor: str, path: Path) -> None:
+    with program(minor, "leaks", "all", "200", env={"GODEBUG": ""}) as p:
+        p.profile("heap", path)
+
+
+def _leak_profile(minor: str) -> dict[str, object]:
+    """The options of a build that has the runtime's own profile of leaks."""
+    if tuple(map(int, minor.split("."))) < (1, 26):
+        raise NotThere
+    return {"experiment": "goroutineleakprofile"} if minor == "1.26" else {}
+
+
+@evidence("goroutineleak.pb.gz")
+def _goroutineleak(minor: str, path: Path) -> None:
+    with program(minor, "leaks", "all", "3", **_leak_profile(minor)) as p:
+        p.profile("goroutineleak", path)
+
+
+@evidence("debug2-leaked.txt")
+def _leaked(minor: str, path: Path) -> None:
+    """With the runtime's own marks, which stay once the profile was taken."""
+    with program(minor, "leaks", "all", "3", **_leak_profile(minor)) as p:
+        p.profile("goroutineleak", path)
+        p.debug2(path)
+
+
+# --- the service -------------------------------------------------------------------------------------------
+
+
+def _service(name: str, mode: str) -> None:
+    @evidence(name)
+    def write(minor: str, path: Path) -> None:
+        with program(minor, "service", mode, "6") as p:
+            p.debug2(path)
+
+
+for _mode in ("lookup", "body", "transport", "sql", "healthy"):
+    _service(f"service-{_mode}.txt", _mode)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("minors", nargs="*", metavar="MINOR", help="versions (default: all that are here)")
+    parser.add_argument("--only", action="append", choices=sorted(KINDS), help="only this file")
+    options = parser.parse_args()
+    for minor in options.minors or [m for m in ALL if goroot(m)]:
+        folder = FOLDER / minor
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, write in KINDS.items():
+            if options.only and name not in options.only:
+                continue
+            with tempfile.TemporaryDirectory() as temporary:
+                made = Path(temporary) / name
+                try:
+                    write(minor, made)
+                except NotThere:
+                    continue
+                _without_addresses(made)
+                shutil.copyfile(made, folder / name)
+        print(f"{minor}: {sum(p.stat().st_size for p in folder.iterdir()) // 1024} KiB")
+    return 0
+
+
+def _without_addresses(path: Path) -> None:
+    """Check that nothing of this machine is in it."""
+    if path.suffix == ".txt" and (found := re.search(rf"{re.escape(str(ROOT))}[^\s:]*", path.read_text())):
+        raise SystemExit(f"{path.name} names {found[0]}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
