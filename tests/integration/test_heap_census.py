@@ -153,7 +153,7 @@ def test_the_census_is_what_the_process_says(interpreter: Interpreter, tmp_path:
         compare(program, lambda: diagtool.snapshot(program.pid, heap=True))
 
 
-@pytest.mark.parametrize("interpreter", interpreters(), ids=str)
+@pytest.mark.parametrize("interpreter", some(interpreters(), 10, 13, 15), ids=str)
 def test_the_census_of_a_core_is_the_same(interpreter: Interpreter, tmp_path: Path) -> None:
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)

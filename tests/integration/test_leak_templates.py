@@ -109,8 +109,8 @@ def complaints(fixture: Fixture, interpreter: Interpreter) -> Iterator[str]:
 
 
 EVERYWHERE = WITH_FRAMES == "all"
-#: Idle programs on the oldest version, one in between and the newest; each leak on that in between and on two
-#: others, in turn. If asked, all on all.
+#: Idle programs on the oldest version, one in between and the newest; each leak on that in between and on
+#: another, in turn. If asked, all on all.
 MIDDLE, IDLE_ON = "3.12", ("3.9", "3.12", "3.15")
 OTHERS = [i for i in interpreters() if i.version != MIDDLE]
 
@@ -120,8 +120,7 @@ def runs_on(fixture: Fixture, interpreter: Interpreter) -> bool:
         return True
     if fixture.kind == "idle":  # how a program idles does not hang on the version
         return interpreter.version in IDLE_ON
-    first = JUDGED.index(fixture)
-    return interpreter in (OTHERS[first % len(OTHERS)], OTHERS[(first + len(OTHERS) // 2) % len(OTHERS)])
+    return interpreter == OTHERS[JUDGED.index(fixture) % len(OTHERS)]
 
 
 EACH = [(i, f) for i in interpreters() for f in JUDGED if runs_on(f, i)]

@@ -11,7 +11,7 @@ import pytest
 import diagtool
 from diagtool.capture import ptrace
 from diagtool.snapshot.model import Snapshot
-from fixture_programs import Interpreter, Running, interpreters, launch
+from fixture_programs import Interpreter, Running, interpreters, launch, some
 
 pytestmark = pytest.mark.skipif(not ptrace.supported(), reason="live processes on Linux on x86-64 only")
 
@@ -93,7 +93,9 @@ def compare(snapshot: Snapshot, said: dict[str, tuple[int, int]], frames: int) -
     assert by_type["bytearray"]["count"] == 50
 
 
-@pytest.mark.parametrize("interpreter", [*interpreters(), *interpreters("free-threaded")[:1]], ids=str)
+@pytest.mark.parametrize(
+    "interpreter", [*some(interpreters(), 9, 12, 13, 15), *interpreters("free-threaded")[:1]], ids=str
+)
 def test_sites_are_those_that_the_process_tells(interpreter: Interpreter, tmp_path: Path) -> None:
     launched, _ = started(interpreter, tmp_path, 25)
     with launched as program:
