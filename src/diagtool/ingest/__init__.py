@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from diagtool.capture.elf import ELF_MAGIC
 from diagtool.capture.errors import BadEvidence, NotSupported, TargetError
-from diagtool.ingest import tracemalloc
+from diagtool.ingest import pprof, tracemalloc
 from diagtool.ingest.files import HEAD, first_bytes, name_of, only_once, opened, text_like, windows
 from diagtool.snapshot.model import Snapshot
 
@@ -34,7 +34,10 @@ class Reader(NamedTuple):
 
 
 #: The more special ones first. Modules that are large are imported in ``read``.
-READERS: tuple[Reader, ...] = (Reader("dump of tracemalloc", tracemalloc.is_dump, tracemalloc.read_dump),)
+READERS: tuple[Reader, ...] = (
+    Reader("dump of tracemalloc", tracemalloc.is_dump, tracemalloc.read_dump),
+    Reader("profile of pprof's format", pprof.is_profile, pprof.read_profile),
+)
 
 
 def is_evidence(head: bytes) -> bool:
