@@ -36,6 +36,25 @@ def test_frames_without_a_path_do_no_harm(frames: tuple[Frame, ...]) -> None:
         assert [is_own(f) for f in frames] == [False] * len(frames)
 
 
+@pytest.mark.parametrize(
+    ("file", "module", "own"),
+    [
+        ("/srv/app/worker.go", "main", True),
+        ("example.org/app/worker.go", "example.org/app", True),
+        ("/srv/app/net/pool.go", "example.org/net", True),
+        ("/usr/local/go/src/net/http/server.go", "net/http", False),
+        ("/root/go/pkg/mod/github.com/lib/pq@v1.10.9/conn.go", "github.com/lib/pq", False),
+        ("github.com/lib/pq@v1.10.9/conn.go", "github.com/lib/pq", False),
+        ("/srv/app/vendor/github.com/lib/pq/conn.go", "github.com/lib/pq", False),
+        ("", None, False),
+    ],
+)
+def test_code_of_go_is_own_outside_the_standard_library_and_modules(
+    file: str, module: str | None, own: bool
+) -> None:
+    assert is_own(Frame("f", file, 1, module, "go")) is own
+
+
 def found(name: str, verdict: str, severity: str, count: int, frame: Frame, size: int = 0) -> Finding:
     return Finding(
         name,

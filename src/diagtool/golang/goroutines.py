@@ -29,11 +29,17 @@ def own_part(frames: Sequence[Frame]) -> Sequence[Frame]:
     All of them where nothing else is there, as in the runtime's own goroutines.
     """
     first, last = 0, len(frames)
-    while last and frames[last - 1].function in _OUTERMOST:
+    while last and (frames[last - 1].function in _OUTERMOST or _is_wrapper(frames[last - 1].function)):
         last -= 1
     while first < last and is_machinery(frames[first].function):
         first += 1
     return frames[first:last] if first < last else frames
+
+
+def _is_wrapper(function: str) -> bool:
+    # What the compiler makes of `go f(x)`: the runtime's own tracebacks show it, dumps and profiles don't.
+    head, found, number = function.rpartition(".gowrap")
+    return bool(found and head) and number.isdigit()
 
 
 @dataclass(frozen=True, slots=True)

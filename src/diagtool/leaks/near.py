@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diagtool.leaks.own import is_own
-from diagtool.snapshot.model import Frame, Snapshot
+from diagtool.snapshot.model import KIND, Frame, Snapshot
 
 __all__ = ["NearClusters"]
 
@@ -24,7 +24,7 @@ class NearClusters:
 
     Stacks of one group are of the same kind, state and wait, have the same innermost frame, the same
     innermost frame of the program's own, and the same creator: the innermost own frame of where they were
-    made, or where that was not recorded, the outermost frame of the stack itself.
+    made, or where that was not recorded, and of goroutines, the outermost frame of the stack itself.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
@@ -41,7 +41,9 @@ class NearClusters:
         """Of every stack the indices of three frames: innermost, innermost own, creator; -1 where unknown."""
         s, size = self.snapshot.stacks, len(self._frame)
         trace = np.where((s.trace >= 0) & (s.trace < size), s.trace, 0)
-        made = np.where((s.created_by > 0) & (s.created_by < size), s.created_by, 0)
+        # Profiles don't tell who made a goroutine: what it runs stands for that, in every source.
+        known = (s.created_by > 0) & (s.created_by < size) & (s.kind != KIND["goroutine"])
+        made = np.where(known, s.created_by, 0)
         creator = np.where(made > 0, self._own[made], self._outermost[trace])
         return self._frame[trace], self._own[trace], creator
 

@@ -47,7 +47,8 @@ def is_own(frame: Frame) -> bool:
 
     By default a folder ``site-packages`` or ``dist-packages`` anywhere is a library's, and so is anything
     under ``lib/pythonX.Y`` (installed), ``pythonXY.zip`` (embedded), or a module of the standard library
-    under ``Lib`` (run from CPython's source tree).
+    under ``Lib`` (run from CPython's source tree). Of Go the standard library, modules in the module cache
+    and what is in a folder ``vendor`` are libraries'.
     """
     rules = _rules.get()
     if rules is not None:
@@ -66,6 +67,8 @@ _FROZEN = "<frozen "
 def _is_own(frame: Frame) -> bool:
     if frame.library is not None:
         return not is_internal(frame) and not _is_installed(frame.library)
+    if frame.language == "go":
+        return _is_own_go(frame)
     if frame.language != "python":
         return False
     path = frame.file.replace("\\", "/")
@@ -82,6 +85,23 @@ def _is_own(frame: Frame) -> bool:
         if part.startswith("python3") and part.endswith(".zip"):
             return False
     return True
+
+
+#: The first elements of the import paths of Go's standard library.
+_GO_LIBRARY = frozenset(
+    """archive bufio builtin bytes cmp compress container context crypto database debug embed encoding errors
+    expvar flag fmt go hash html image index internal io iter log maps math mime net os path plugin reflect
+    regexp runtime slices sort strconv strings structs sync syscall testing text time unicode unique unsafe
+    vendor weak""".split()
+)
+
+
+def _is_own_go(frame: Frame) -> bool:
+    # Modules are in a cache with their versions, or copied to vendor/; -trimpath leaves module@version.
+    if (frame.module or "runtime").partition("/")[0] in _GO_LIBRARY:
+        return False
+    path = frame.file.replace("\\", "/")
+    return not ("/pkg/mod/" in path or "/vendor/" in path or "@v" in path)
 
 
 #: Libraries, by how their names begin, whose frames say how a program runs and not what it does.

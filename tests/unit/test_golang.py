@@ -1,0 +1,29 @@
+"""What all sources of goroutines have in common: own frames without the runtime's at either end."""
+
+from __future__ import annotations
+
+import pytest
+
+from diagtool.golang.goroutines import go_frame, own_part
+
+
+@pytest.mark.parametrize(
+    ("functions", "own"),
+    [
+        ("runtime.gopark runtime.chanrecv1 main.work runtime.goexit", "main.work"),
+        ("runtime.gopark main.work main.serve.gowrap1 runtime.goexit", "main.work"),
+        (
+            "internal/sync.(*Mutex).Lock sync.(*Mutex).Lock main.a main.main runtime.main runtime.goexit",
+            "main.a main.main",
+        ),
+        ("main.work main.gowrap", "main.work main.gowrap"),
+        (
+            "runtime.gopark runtime.bgsweep runtime.gcenable.gowrap1 runtime.goexit",
+            "runtime.gopark runtime.bgsweep runtime.gcenable.gowrap1 runtime.goexit",
+        ),
+        ("", ""),
+    ],
+)
+def test_the_runtimes_frames_and_wrappers_are_no_part_of_a_trace(functions: str, own: str) -> None:
+    frames = [go_frame(name, "x.go", 1) for name in functions.split()]
+    assert [f.function for f in own_part(frames)] == own.split()
