@@ -203,6 +203,12 @@ def test_objects_that_no_container_has() -> None:
     assert "app.Node (+20,000)" in found.evidence[0]
 
 
+def test_what_grows_for_less_than_a_minute_may_be_a_program_that_warms_up() -> None:
+    series = [snapshot(5.0 * i, collected=n, types=NODES[i]) for i, n in enumerate(STEADY)]
+    assert judged(series) == [("suspect", "objects-grow", 30_000)]
+    assert "a minute" in finding(series).evidence[0]
+
+
 def test_objects_that_a_container_accounts_for_are_told_once() -> None:
     series = held(STEADY)
     for one, n in zip(series, STEADY, strict=True):

@@ -34,6 +34,8 @@ _EXPLAINED = 0.5
 _NOT_PYTHON = 0.3
 #: What one container must have of all objects' bytes to be told without a series, and of bytes and items.
 _DOMINATES, _DOMINATES_BYTES, _DOMINATES_ITEMS = 0.5, 32 << 20, 1000
+#: Seconds. What programs load, compile or cache at first grows steadily for a while.
+_BRIEF = 60.0
 #: Bytes of an item above which even plain data is big.
 _BIG_ITEM = 10_000
 #: Containers of these are stacks, which other templates know, or hold nothing.
@@ -206,6 +208,7 @@ def _python(found: Diff) -> Iterator[tuple[Row, list[int]]]:
     facts = {
         "collects": _collects(found),
         "in_flight": _in_flight(found),
+        "brief": found.seconds[-1] < _BRIEF,  # not where times are not known: those are NaN
         "types": ", ".join(f"{t.type} (+{t.count.delta:,.0f})" for t in types[:4]) + made,
         "leading": None if leading is None else leading.type,
         "bytes": None,
