@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from diagtool.golang.goroutines import go_frame, own_part
+from diagtool.golang.names import function_name
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,10 @@ from diagtool.golang.goroutines import go_frame, own_part
         ),
         ("main.work main.gowrap", "main.work main.gowrap"),
         (
+            "runtime.gopark main.f.func1 panic runtime.sigpanic main.f runtime.goexit",
+            "main.f.func1 panic main.f",
+        ),
+        (
             "runtime.gopark runtime.bgsweep runtime.gcenable.gowrap1 runtime.goexit",
             "runtime.gopark runtime.bgsweep runtime.gcenable.gowrap1 runtime.goexit",
         ),
@@ -27,3 +32,7 @@ from diagtool.golang.goroutines import go_frame, own_part
 def test_the_runtimes_frames_and_wrappers_are_no_part_of_a_trace(functions: str, own: str) -> None:
     frames = [go_frame(name, "x.go", 1) for name in functions.split()]
     assert [f.function for f in own_part(frames)] == own.split()
+
+
+def test_a_panic_has_the_same_name_in_memory_as_in_tracebacks() -> None:
+    assert function_name("runtime.gopanic") == "panic"

@@ -24,7 +24,7 @@ def go_frame(function: str, file: str, line: int | None) -> Frame:
 
 
 def own_part(frames: Sequence[Frame]) -> Sequence[Frame]:
-    """``frames`` (innermost first) without the runtime's at both ends: what is compared between sources.
+    """``frames`` (innermost first) without the runtime's, and what it goes through: what is compared between sources.
 
     All of them where nothing else is there, as in the runtime's own goroutines.
     """
@@ -33,7 +33,16 @@ def own_part(frames: Sequence[Frame]) -> Sequence[Frame]:
         last -= 1
     while first < last and is_machinery(frames[first].function):
         first += 1
-    return frames[first:last] if first < last else frames
+    own = frames[first:last]
+    if any(map(_is_hidden, own)):
+        own = [f for f in own if not _is_hidden(f)]
+    return own or frames
+
+
+def _is_hidden(frame: Frame) -> bool:
+    # In between (sigpanic between a deferred function and what failed) dumps leave out what is not exported.
+    package, _, name = frame.function.partition(".")
+    return package == "runtime" and not name[:1].isupper()
 
 
 def _is_wrapper(function: str) -> bool:

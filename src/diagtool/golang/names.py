@@ -28,7 +28,7 @@ def function_name(symbol: str) -> str:
         name = _without_type_arguments(name)
     if "%" in name:
         name = _ESCAPE.sub(lambda m: chr(int(m[1], 16)), name)
-    return name
+    return "panic" if name == "runtime.gopanic" else name  # as tracebacks call it
 
 
 def _without_type_arguments(name: str) -> str:
