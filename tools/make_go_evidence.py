@@ -9,6 +9,7 @@ A piece of evidence is a function below, under the name of its file: it has a pr
 from __future__ import annotations
 
 import argparse
+import gzip
 import re
 import shutil
 import sys
@@ -16,11 +17,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from go_programs import ALL, GoProgram, goroot, started  # noqa: E402
+from go_programs import ALL, GoProgram, built, goroot, running, started  # noqa: E402
 
 FOLDER = ROOT / "tests" / "data" / "go"
 
@@ -137,6 +140,64 @@ def _service(name: str, mode: str) -> None:
 
 for _mode in ("lookup", "body", "transport", "sql", "healthy"):
     _service(f"service-{_mode}.txt", _mode)
+
+
+# --- what net/http/pprof serves ---------------------------------------------------------------------------
+
+#: File name -> what is asked for. All from one run, "grow" in between.
+PROFILES = {
+    "profiles-index.html": "",
+    "profiles-cmdline": "cmdline",
+    "profiles-goroutine.pb.gz": "goroutine",
+    "profiles-debug2.txt.gz": "goroutine?debug=2",
+    "profiles-heap.pb.gz": "heap",
+    "profiles-block.pb.gz": "block",
+    "profiles-mutex.pb.gz": "mutex",
+    "profiles-threadcreate.pb.gz": "threadcreate",
+    "profiles-cpu.pb.gz": "profile?seconds=1",
+    "profiles-goroutineleak.pb.gz": "goroutineleak",
+    "profiles-leak-debug2.txt.gz": "goroutineleak?debug=2",
+    "profiles-goroutine-later.pb.gz": "goroutine",
+    "profiles-heap-later.pb.gz": "heap",
+    "profiles-heap-last.pb.gz": "heap",
+}
+
+_asked: dict[str, dict[str, bytes]] = {}
+
+
+def _ask(minor: str) -> dict[str, bytes]:
+    experiment = "goroutineleakprofile" if minor == "1.26" else ""
+    binary = built("profiles", minor, FLAGS, experiment=experiment)
+    out: dict[str, bytes] = {}
+    with tempfile.TemporaryDirectory(prefix="go-") as folder:
+        place = shutil.copy(binary, Path(folder) / "profiles")  # its path is in profiles
+        with running(place, "leak") as p:
+            for name, asked in PROFILES.items():
+                if name in ("profiles-goroutine-later.pb.gz", "profiles-heap-last.pb.gz"):
+                    p.say("grow")
+                try:
+                    with urlopen(f"http://{p.words[0]}/debug/pprof/{asked}", timeout=60) as answer:
+                        data = answer.read()
+                except HTTPError:
+                    continue
+                if name.endswith(".txt.gz"):
+                    data = gzip.compress(data, mtime=0)
+                out[name] = data.replace(str(place).encode(), b"/srv/profiles")
+    return out
+
+
+def _profile(name: str) -> None:
+    @evidence(name)
+    def write(minor: str, path: Path) -> None:
+        if minor not in _asked:
+            _asked[minor] = _ask(minor)
+        if name not in _asked[minor]:
+            raise NotThere
+        path.write_bytes(_asked[minor][name])
+
+
+for _name in PROFILES:
+    _profile(_name)
 
 
 def main() -> int:
