@@ -24,7 +24,7 @@ def go_frame(function: str, file: str, line: int | None) -> Frame:
 
 
 def own_part(frames: Sequence[Frame]) -> Sequence[Frame]:
-    """``frames`` (innermost first) without the runtime's, and what it goes through: what is compared between sources.
+    """``frames`` (innermost first) without the runtime's: what is compared between sources.
 
     All of them where nothing else is there, as in the runtime's own goroutines.
     """
