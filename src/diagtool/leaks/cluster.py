@@ -126,12 +126,12 @@ def frames_of(snapshot: Snapshot, trace: int) -> tuple[Frame, ...]:
 def stable_id(what: str, kind: int, state: int, wait: str, frames: Iterable[Frame]) -> str:
     """A hash that is the same for the same stacks in another run: no addresses, paths or line numbers.
 
-    Of functions only the last part of the name counts, because older versions have no more.
+    Of functions only the last part of the name counts, because older versions of Python have no more.
     """
     import hashlib  # and with it a library for all that it can do
 
     parts = [what, _name(KINDS, kind), _name(STATES, state), wait]
-    parts += [frame.function.rpartition(".")[2] for frame in frames]
+    parts += [f.function if f.language == "go" else f.function.rpartition(".")[2] for f in frames]
     return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 

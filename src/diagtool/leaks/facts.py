@@ -17,6 +17,7 @@ from diagtool.leaks.circles import circle_of, in_words
 from diagtool.leaks.cluster import Clusters, things_of
 from diagtool.leaks.condition import Condition
 from diagtool.leaks.crossings import callback_of, merged_frames, team_of, team_threads
+from diagtool.leaks.goroutines import attended, passers
 from diagtool.leaks.near import NearClusters
 from diagtool.leaks.own import is_own
 from diagtool.leaks.owners import cycles, owners
@@ -96,8 +97,8 @@ class Facts:
 
     def _column(self, path: str) -> tuple[NDArray[Any], NDArray[np.bool_]] | None:
         """(values, where they are unknown) of a fact that is a column; None for the others."""
-        if path in ("stuck", "awaited"):
-            flags = self.stuck if path == "stuck" else self._awaited
+        if path in ("stuck", "awaited", "attended"):
+            flags = getattr(self, path if path == "stuck" else f"_{path}")
             return flags, np.zeros(len(flags), np.bool_)
         if path == "held":
             return self._held, (self.snapshot.stacks.kind != KIND["task"]) | (self.incomplete & ~self._held)
@@ -121,6 +122,8 @@ class Facts:
             return bool(self.stuck[row])
         if path == "deadlocked":
             return row in self.deadlocked
+        if path == "attended":
+            return bool(self._attended[row])
         if path == "pooled":
             return int(self.executor_of.get(row, -1)) >= 0
         if path == "held":
@@ -189,6 +192,10 @@ class Facts:
         """The threads (tid or name) that work for a task that waits for them."""
         threads = (thing.state.get("executor_thread") for thing in self.snapshot.things)
         return {t for t in threads if isinstance(t, (int, str)) and t}
+
+    @cached_property
+    def _attended(self) -> NDArray[np.bool_]:
+        return attended(self.snapshot, self.frames)
 
     @cached_property
     def timeout_left(self) -> NDArray[np.float64]:
@@ -308,6 +315,8 @@ class Facts:
             return len({self.executor_of[r] for r in rows.tolist() if r in self.executor_of})
         if path == "peers":
             return self.peers(rows)
+        if path == "passers":
+            return passers(self.snapshot, self.frames, rows)
         if path == "circle":
             return in_words(self.snapshot, self.circle(rows)) or None
         if path in ("callback_of", "team_of"):

@@ -17,11 +17,11 @@ from diagtool.snapshot.model import KINDS, STATES
 #: Facts of one stack, for ``stack`` conditions. What each means is in docs/templates.md.
 STACK_FACTS = (
     "name wait age_seconds wait_seconds timeout_left awaited served stuck held holder owner daemon main "
-    "running_loop deadlocked pooled holds_gil waits_for_gil python callback_of team_of"
+    "running_loop deadlocked pooled holds_gil waits_for_gil python callback_of team_of attended"
 ).split()
 #: Facts of all stacks of a would-be finding together, for ``group`` conditions.
 GROUP_FACTS = (
-    "count things owners loops peers circle callback_of team_of team.threads executors workers.count "
+    "count things owners loops peers passers circle callback_of team_of team.threads executors workers.count "
     "workers.busy workers.stuck workers.io workers.here workers.queued process.loops process.executors "
     "process.free_threads loop.overdue"
 ).split()

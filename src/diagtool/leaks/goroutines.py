@@ -1,0 +1,103 @@
+"""What a snapshot tells of goroutines besides where each of them is: who minds whom, who comes and goes.
+
+A goroutine has no name and, in text, nothing that it waits on. But Go 1.21 and later say who made it, and
+from frames it can be told whether that one still is in the function that did.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diagtool.leaks.own import is_own
+from diagtool.leaks.pattern import FrameIndex
+from diagtool.snapshot.model import KIND, STATE, Snapshot
+
+__all__ = ["attended", "passers"]
+
+#: Waits that end by themselves, or by somebody outside of the process.
+_AWAKE = frozenset({"IO wait", "sleep", "syscall", "cgo call", "waiting for cgo callback"})
+#: Stacks whose frames are looked at for a group; of more the first.
+_MOST_LOOKED_AT = 1_000
+
+
+def awake(snapshot: Snapshot) -> NDArray[np.bool_]:
+    """Goroutines that run, may run, or wait for what comes from outside: they may still wake others."""
+    s = snapshot.stacks
+    waits = np.array([w in _AWAKE for w in snapshot.waits], np.bool_)
+    on = np.isin(s.state, (STATE["running"], STATE["ready"])) | waits[s.wait]
+    return np.asarray(on & (s.kind == KIND["goroutine"]), np.bool_)
+
+
+def attended(snapshot: Snapshot, frames: FrameIndex) -> NDArray[np.bool_]:
+    """Which stacks somebody minds, as far as it is known.
+
+    A goroutine and its maker mind each other while the maker is in the function that made it: it may wait for
+    the goroutine, or mean to tell it something. Who is bound so to one that is awake, over any number of
+    others, is attended. Nobody is where the source doesn't say who made a goroutine.
+    """
+    s = snapshot.stacks
+    size = len(s)
+    known = (s.kind == KIND["goroutine"]) & (s.parent != 0) & (s.address != 0) & (s.created_by > 0)
+    if not known.any():
+        return np.zeros(size, np.bool_)
+    rows = np.flatnonzero((s.kind == KIND["goroutine"]) & (s.address != 0))
+    order = rows[np.argsort(s.address[rows], kind="stable")]
+    children = np.flatnonzero(known)
+    at = np.searchsorted(s.address[order], s.parent[children])
+    found = at < len(order)
+    at = np.where(found, at, 0)
+    found &= s.address[order[at]] == s.parent[children]
+    children, makers = children[found], order[at[found]]
+    there = _still_in(snapshot, frames, s.created_by[children], s.trace[makers])
+    # A forest: each goroutine has one maker. Doubling finds the root of each tree; a circle, which only a
+    # damaged snapshot has, ends somewhere in itself.
+    root = np.arange(size)
+    root[children[there]] = makers[there]
+    for _ in range(size.bit_length()):
+        further = root[root]
+        if np.array_equal(further, root):
+            break
+        root = further
+    up = np.bincount(root[awake(snapshot)], minlength=size) > 0
+    return np.asarray(up[root], np.bool_)
+
+
+def _still_in(
+    snapshot: Snapshot, frames: FrameIndex, made: NDArray[np.int32], traces: NDArray[np.int32]
+) -> NDArray[np.bool_]:
+    """For each pair of a go statement and the stack of who made it: whether its function is still there."""
+    all_frames = snapshot.traces.frames
+    pairs, inverse = np.unique(np.stack([made, traces]), axis=1, return_inverse=True)
+    functions: dict[int, set[str]] = {}
+    held = np.zeros(pairs.shape[1], np.bool_)
+    for i, (statement, trace) in enumerate(pairs.T.tolist()):
+        if trace not in functions:
+            functions[trace] = {all_frames[f].function for f in frames.ids(trace)}
+        held[i] = any(all_frames[f].function in functions[trace] for f in frames.ids(statement)[:1])
+    return np.asarray(held[inverse.reshape(-1)], np.bool_)
+
+
+def passers(snapshot: Snapshot, frames: FrameIndex, rows: NDArray[np.intp]) -> int:
+    """How many goroutines are awake in the function in which ``rows`` wait, or in one of the same type.
+
+    Where goroutines come and go, whoever waits will get on. Methods of one type share its locks.
+    """
+    s, all_frames = snapshot.stacks, snapshot.traces.frames
+    places: set[str] = set()
+    for trace in np.unique(s.trace[rows[:_MOST_LOOKED_AT]]).tolist():
+        own = next((all_frames[i] for i in frames.ids(trace) if is_own(all_frames[i])), None)
+        if own is not None:
+            places.add(_type_of(own.function))
+    marked = np.array([_type_of(f.function) in places for f in all_frames] + [False], np.bool_)
+    on = awake(snapshot) & frames.spread(marked)[s.trace]
+    on[rows] = False
+    return int(on.sum())
+
+
+def _type_of(function: str) -> str:
+    """``main.(*account)`` of ``main.(*account).deposit.func1``; a plain function without its closures."""
+    head, star, rest = function.partition("(*")
+    if star:
+        return head + star + rest.partition(")")[0]
+    return function.partition(".func")[0]
