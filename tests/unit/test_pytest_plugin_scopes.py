@@ -207,6 +207,28 @@ def test_trio_and_its_idle_threads_are_left_alone(pytester: pytest.Pytester) -> 
     run(pytester).assert_outcomes(passed=2)
 
 
+def test_tasks_of_uvloop_are_told_with_their_place_and_its_own_pipe_is_not(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("uvloop")
+    pytester.makepyfile(
+        """
+        import asyncio, pytest, uvloop
+        kept = []
+        pytestmark = pytest.mark.anyio
+        @pytest.fixture
+        def anyio_backend():
+            return "asyncio", {"use_uvloop": True}
+        async def test_leaky():
+            assert "uvloop" in type(asyncio.get_running_loop()).__module__
+            kept.append(asyncio.create_task(asyncio.Event().wait(), name="forever"))
+        async def test_healthy():
+            await asyncio.create_task(asyncio.sleep(0))
+        """
+    )
+    result = run(pytester)
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*task forever*", "*made at *test_leaky *"])
+
+
 def test_workers_of_xdist_hand_over_what_they_found(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         "import os, pytest\n@pytest.mark.parametrize('i', range(4))\ndef test_it(i):\n    i % 2 and os.pipe()"

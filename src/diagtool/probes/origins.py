@@ -111,7 +111,7 @@ class Origins:
     def __init__(self) -> None:
         self.notes = Notes()
         self._undo: list[Callable[[], None]] = []
-        self._asyncio = False
+        self._asyncio = self._uvloop = False
         self._before: Notes | None = None
         self._handlers_before: dict[str, Callable[[tuple[Any, ...]], None]] = {}
 
@@ -153,6 +153,8 @@ class Origins:
 
     def find_asyncio(self) -> None:
         """Asyncio is not imported for our sake: it is looked for before each test until it is there."""
+        if not self._uvloop and "uvloop" in sys.modules:
+            self._find_uvloop()
         if self._asyncio:
             return
         base, runners = sys.modules.get("asyncio.base_events"), sys.modules.get("asyncio.runners")
@@ -164,6 +166,13 @@ class Origins:
         self._replace(runners, "_cancel_all_tasks", _around_cancel(self.notes))
         loop = getattr(sys.modules["asyncio.unix_events"], "_UnixSelectorEventLoop", None)
         if loop is not None:
+            self._replace(loop, "close", _before_close(self.notes))
+
+    def _find_uvloop(self) -> None:
+        loop = getattr(sys.modules["uvloop"], "Loop", None)
+        if isinstance(loop, type):  # else it is being imported
+            self._uvloop = True
+            self._replace(loop, "create_task", _noting_task(self.notes))
             self._replace(loop, "close", _before_close(self.notes))
 
     def _replace(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:

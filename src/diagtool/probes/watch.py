@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from time import sleep
@@ -68,6 +69,7 @@ class Watch:
         self.timeout = timeout
         self.told: set[tuple[object, ...]] = set()
         self._once: set[str] = set()
+        self._pipe = ""  # of libuv
         self._changed: list[int] = []
         self.origins = Origins()
         notes = self.notes = self.origins.notes
@@ -137,6 +139,8 @@ class Watch:
         Pools of threads and pollers are made at first use and kept; what leaks comes again.
         """
         nameless = left.kind == "fds" and not left.owned and "anon_inode:" in left.name
+        if left.kind == "fds" and not left.owned and self._is_of_uvloop(left.name):
+            return True
         if left.kind != "native-threads" and not nameless:
             return False
         name = left.name if left.kind == "native-threads" else left.name.partition(": ")[2]
@@ -144,6 +148,15 @@ class Watch:
             return False
         self._once.add(name)
         return True
+
+    def _is_of_uvloop(self, name: str) -> bool:
+        """Whether this is an end of the pipe for signals that libuv makes for its first loop and keeps."""
+        pipe = name.partition(": ")[2]
+        if "uvloop" not in sys.modules or not pipe.startswith("pipe:"):
+            return False
+        if not self._pipe:
+            self._pipe = pipe
+        return pipe == self._pipe
 
     def patience(self, found: Iterable[Left]) -> float:
         """Seconds in total: a tenth for what was waited for in vain before."""
