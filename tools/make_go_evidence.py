@@ -182,7 +182,9 @@ def _ask(minor: str) -> dict[str, bytes]:
                     continue
                 if name.endswith(".txt.gz"):
                     data = gzip.compress(data, mtime=0)
-                out[name] = data.replace(str(place).encode(), b"/srv/profiles")
+                if name == "profiles-cmdline":
+                    data = data.replace(str(place).encode(), b"/srv/profiles")
+                out[name] = data
     return out
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diagtool.ingest.pprof.wire import BYTES, NUMBER, WireError, fields, numbers, signed
+from diagtool.ingest.pprof.wire import BYTES, NUMBER, WireError, fields, inner, numbers, signed
 
 __all__ = [
     "MOST_BYTES",
@@ -167,7 +167,7 @@ class Profile:
             return (Place("?", "", 0, ""),)
         out: list[Place] = []
         address = mapping = 0
-        for number, wire, value, end in fields(self._data, *span):
+        for number, wire, value, end in inner(self._data, *span):
             if number == 4 and wire == BYTES:
                 if len(out) == MOST_FRAMES:
                     break
@@ -284,7 +284,7 @@ def _by_id(data: bytes, spans: list[tuple[int, int]]) -> dict[int, tuple[int, in
     out: dict[int, tuple[int, int]] = {}
     for start, stop in spans:
         # The number comes first, as a rule.
-        for number, wire, value, _ in fields(data, start, stop):
+        for number, wire, value, _ in inner(data, start, stop):
             if number == 1 and wire == NUMBER:
                 out.setdefault(value, (start, stop))
                 break
@@ -293,7 +293,7 @@ def _by_id(data: bytes, spans: list[tuple[int, int]]) -> dict[int, tuple[int, in
 
 def _numbers_of(data: bytes, start: int, stop: int, most: int) -> dict[int, int]:
     """The numbers of a small message, by field."""
-    return {n: value for n, wire, value, _ in fields(data, start, stop) if wire == NUMBER and n <= most}
+    return {n: value for n, wire, value, _ in inner(data, start, stop) if wire == NUMBER and n <= most}
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +323,7 @@ class _Samples:
             where: list[bytes] = []
             what: list[bytes] = []
             labels: list[bytes] = []
-            for number, wire, value, end in fields(data, start, stop):
+            for number, wire, value, end in inner(data, start, stop):
                 seen += 1
                 if number == 1:
                     # A number by itself is written as in a packed field.

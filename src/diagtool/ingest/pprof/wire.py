@@ -7,11 +7,12 @@ is a million numbers, which numpy reads at once, and what is left of the format 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BYTES", "NUMBER", "WireError", "fields", "number", "numbers", "signed"]
+__all__ = ["BYTES", "NUMBER", "WireError", "fields", "inner", "number", "numbers", "signed"]
 
 #: Wire types. Others are of fixed length (1, 5), or of groups, which nobody writes any more.
 NUMBER, BYTES = 0, 2
@@ -69,6 +70,12 @@ def fields(data: bytes, start: int = 0, stop: int | None = None) -> Iterator[tup
             raise WireError("a field goes on behind the end")
         yield field, wire, value, end
         at = end
+
+
+def inner(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+    """:func:`fields` of a message within another; of a damaged one those before the damage."""
+    with suppress(WireError):
+        yield from fields(data, start, stop)
 
 
 def numbers(pieces: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.intp]]:
