@@ -26,7 +26,7 @@ def go_frame(function: str, file: str, line: int | None) -> Frame:
 def own_part(frames: Sequence[Frame]) -> Sequence[Frame]:
     """``frames`` (innermost first) without the runtime's: what is compared between sources.
 
-    All of them where nothing else is there, as in the runtime's own goroutines.
+    Where nothing else is there (``go wg.Wait()``) all that dumps show; all in the runtime's own goroutines.
     """
     first, last = 0, len(frames)
     while last and (frames[last - 1].function in _OUTERMOST or _is_wrapper(frames[last - 1].function)):
@@ -34,8 +34,8 @@ def own_part(frames: Sequence[Frame]) -> Sequence[Frame]:
     while first < last and is_machinery(frames[first].function):
         first += 1
     own = frames[first:last]
-    if any(map(_is_hidden, own)):
-        own = [f for f in own if not _is_hidden(f)]
+    if not own or any(map(_is_hidden, own)):
+        own = [f for f in own or frames[:last] if not _is_hidden(f)]
     return own or frames
 
 

@@ -9,6 +9,7 @@ from diagtool.capture.errors import NoRuntime, NotSupported
 from diagtool.capture.model import Capture
 from diagtool.runtimes.children import add_what_children_wait_for
 from diagtool.runtimes.cpython.decode import decode as decode_cpython
+from diagtool.runtimes.go import go_part
 from diagtool.runtimes.native.stacks import NativeStacks, Unwinder, native_stacks
 from diagtool.runtimes.plain import NATIVE, decode_plain
 from diagtool.snapshot.model import Snapshot
@@ -53,19 +54,33 @@ def decode(
     are asked for. Raises NotSupported where nothing can be read.
     """
     stacks = native_stacks(capture, unwinder, debug_directories) if frames else NativeStacks()
+    go = go_part(capture)
+    stacks = go.frames(stacks)
     try:
         snapshot = decode_cpython(
-            capture, heap=heap, why=why, graph=graph, values=values, native=stacks.frames, tasks=tasks
+            capture,
+            heap=heap,
+            why=why,
+            graph=graph,
+            values=values,
+            native=stacks.frames,
+            tasks=tasks,
+            others=[go.adder(stacks)],
         )
     except NotSupported as error:
-        if why is not None or values is not None or (heap and not native):
+        objects = why is not None or values is not None
+        if objects or (heap and not native and not go.found):
             raise  # objects were asked for
         unreadable = not isinstance(error, NoRuntime)  # there is a Python, of which nothing can be said
-        if unreadable and (heap or not native):
+        if unreadable and not go.found and (heap or not native):
             raise
-        snapshot = decode_plain(capture, stacks)
+        if go.unreadable is not None and not native:
+            raise go.unreadable from error
+        snapshot = decode_plain(capture, stacks, [go.adder(stacks)])
         if unreadable:
-            snapshot.warnings.append(f"only native threads and the native heap are read: {error}")
+            rest = "goroutines, native threads" if go.found else "native threads and the native heap"
+            snapshot.warnings.append(f"only {rest} are read: {error}")
+    go.name(snapshot)
     snapshot.warnings += stacks.warnings
     if stacks.cut:
         snapshot.warnings.append(_cut(stacks))

@@ -1,6 +1,8 @@
-"""A process without a runtime that we know: its threads, their native stacks, and what they wait on."""
+"""A process whose threads no runtime speaks for: their native stacks, and what they wait on."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 from diagtool.capture.model import Capture
 from diagtool.runtimes.describe import describe
@@ -17,8 +19,10 @@ __all__ = ["NATIVE", "decode_plain"]
 NATIVE = "native"
 
 
-def decode_plain(capture: Capture, stacks: NativeStacks) -> Snapshot:
-    """The snapshot of a process with nothing but native code."""
+def decode_plain(
+    capture: Capture, stacks: NativeStacks, others: Sequence[Callable[[SnapshotBuilder], None]] = ()
+) -> Snapshot:
+    """The snapshot of a process with threads of native code; ``others`` add what else is known of it."""
     target = describe(capture)
     target.runtime = NATIVE
     builder = SnapshotBuilder(target)
@@ -28,6 +32,8 @@ def decode_plain(capture: Capture, stacks: NativeStacks) -> Snapshot:
     for thread in capture.threads:
         trace = builder.trace(native_frames(stacks.frames.get(thread.tid, ()))[::-1])
         add_native_thread(builder, thread, waits.of(thread), trace)
+    for add in others:
+        add(builder)
     snapshot = builder.finish()
     snapshot.pause_ms = capture.pause_ms
     target.details["exact"] = capture.of_one_instant

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from diagtool.capture.model import Capture
@@ -34,6 +34,7 @@ def decode(
     values: str | None = None,
     native: Mapping[int, Sequence[NativeFrame]] | None = None,
     tasks: bool = True,
+    others: Sequence[Callable[[SnapshotBuilder], None]] = (),
 ) -> Snapshot:
     """Decode threads and tasks of a captured CPython process.
 
@@ -44,6 +45,7 @@ def decode(
     ``native``: native frames by tid, which are merged with those of Python.
     ``tasks``: False leaves out what is no thread, and who keeps what is waited on (judged.py), unless the
     heap is looked at.
+    ``others`` add the stacks of other runtimes in the process.
     ``values`` with ``heap``: examples of objects of types of this name (``heap.details.values``).
 
     Raises NotSupported when the process has no CPython of a known version, or its file is needed and not
@@ -52,7 +54,7 @@ def decode(
     collecting = gc.isenabled()
     gc.disable()  # nothing of what is made becomes garbage, and there is much of it
     try:
-        return _decode(capture, heap, why, graph, values, native or {}, tasks)
+        return _decode(capture, heap, why, graph, values, native or {}, tasks, others)
     finally:
         if collecting:
             gc.enable()
@@ -66,6 +68,7 @@ def _decode(
     values: str | None,
     native: Mapping[int, Sequence[NativeFrame]],
     tasks: bool,
+    others: Sequence[Callable[[SnapshotBuilder], None]],
 ) -> Snapshot:
     runtime = find_runtime(capture)
     objects = Objects(capture.memory, runtime.layout, runtime.version, runtime.free_threaded)
@@ -88,6 +91,8 @@ def _decode(
 
         judged = judge(ctx, interpreters, threads, work)
     add_code_rows(ctx)
+    for add in others:
+        add(ctx.builder)
     snapshot = ctx.builder.finish()
     if judged is not None:
         judged.add_to(snapshot)

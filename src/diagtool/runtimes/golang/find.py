@@ -2,8 +2,8 @@
 
 Nothing is taken from symbols or debug information, which most programs in production do without. The
 version is in the build information, which survives stripping. ``moduledata`` (runtime/symtab.go) is in the
-data of the file: its first word points to the head of the function tables, which begins with a magic number. ``allgs`` is
-found by what it refers to: structures g, whose ``sched.g`` points to themselves.
+data of the file: its first word points to the head of the function tables, which begins with a magic number.
+``allgs`` is found by what it refers to: structures g, whose ``sched.g`` points to themselves.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The function tables that every Go program carries: what runs at an address, where, and how deep its frame is.
+"""The function tables that every Go program carries: what runs at an address, and how deep its frame is.
 
-Facts: cmd/link/internal/ld/pcln.go writes them, runtime/symtab.go and symtabinl.go read them. ``ftab`` has the
-functions by address; each ``_func`` refers to tables of (value, until which pc), as pairs of variable-length
-numbers, and to the tree of what was inlined in it. All offsets are relative to tables of its moduledata.
+Facts: cmd/link/internal/ld/pcln.go writes them, runtime/symtab.go and symtabinl.go read them. ``ftab`` has
+the functions by address; each ``_func`` refers to tables of (value, until which pc), as pairs of numbers of
+variable length, and to the tree of what was inlined in it. All offsets are relative to tables of its moduledata.
 """
 
 from __future__ import annotations
@@ -141,8 +141,17 @@ class Functions:
         self._id_of_inlined = runtime.o("inlinedCall", "funcID")
         self._inlined_size = runtime.size("inlinedCall")
         self.address_of_id = {
-            name: layout.constants.get(f"internal/abi.FuncID_{name}", layout.constants.get(f"runtime.funcID_{name}", -1))
-            for name in ("sigpanic", "asyncPreempt", "debugCallV2", "cgocallback", "goexit", "systemstack_switch")
+            name: layout.constants.get(
+                f"internal/abi.FuncID_{name}", layout.constants.get(f"runtime.funcID_{name}", -1)
+            )
+            for name in (
+                "sigpanic",
+                "asyncPreempt",
+                "debugCallV2",
+                "cgocallback",
+                "goexit",
+                "systemstack_switch",
+            )
         }
 
     @property
@@ -188,7 +197,8 @@ class Functions:
                 continue
             offset = found.start() + (names[found.start()] == 0)
             heads, fine = self.runtime.memory.load(
-                tables.offsets[:-1].astype(np.uint64) + np.uint64(tables.functions + self._o("nameOff")), "<u4"
+                tables.offsets[:-1].astype(np.uint64) + np.uint64(tables.functions + self._o("nameOff")),
+                "<u4",
             )
             at = np.flatnonzero(fine & (heads == offset))
             if len(at):

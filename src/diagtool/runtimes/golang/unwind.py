@@ -65,7 +65,7 @@ class _Known:
         self._injected = {functions.id_of(n) for n in ("sigpanic", "asyncPreempt", "debugCallV2")} - {-1}
 
     def of(self, pcs: U64) -> tuple[_Ints, U64, NDArray[np.bool_]]:
-        """For each address: bytes of its frame (or _UNKNOWN …), its function's entry, whether it is injected."""
+        """For each address: bytes of its frame (or _UNKNOWN …), its function's entry, whether injected."""
         distinct, inverse = np.unique(pcs, return_inverse=True)
         found = [self._one(pc) for pc in distinct.tolist()]
         sizes = np.array([f[0] for f in found], np.int64)
@@ -117,11 +117,11 @@ def unwind(runtime: GoRuntime, functions: Functions, starts: Starts, most: int =
         steps.append((rows[there], place[there]))
         going = size >= 0
         cut[rows[there & (size == _STUCK)]] = True
-        rows, pc, sp, lr, size = rows[going], pc[going], sp[going], lr[going], size[going].astype(np.uint64)
-        injected = injected[going]
-        top = sp + size if link_register else sp + size + np.uint64(8)
+        rows, pc, sp, lr, injected = rows[going], pc[going], sp[going], lr[going], injected[going]
+        depth = size[going].astype(np.uint64)
+        top = sp + depth if link_register else sp + depth + np.uint64(8)
         good = (sp >= starts.lo[rows]) & (top <= starts.hi[rows]) & (top >= sp)
-        back, ok = _return_addresses(runtime, link_register, first, sp, size, lr)
+        back, ok = _return_addresses(runtime, link_register, first, sp, depth, lr)
         good &= ok & (back != 0)
         cut[rows[~good]] = True
         rows, pc, sp, injected = rows[good], back[good], top[good], injected[good]
