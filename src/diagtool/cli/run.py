@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from diagtool.report.sources import Sources
     from diagtool.snapshot.model import Snapshot
     from diagtool.supervise.analyst import Look
-    from diagtool.supervise.loop import Ended
+    from diagtool.supervise.plan import Ended
     from diagtool.supervise.triggers import Trigger
 
 _TIMED_OUT = 124  # as timeout(1) has it
@@ -176,7 +176,8 @@ def command(
         127   there is no CMD
     """
     from diagtool.supervise.child import NotStarted, die_of
-    from diagtool.supervise.loop import Plan, Supervisor
+    from diagtool.supervise.loop import Supervisor
+    from diagtool.supervise.plan import Plan
 
     # What can be wrong with these is told before the start, which it must not cost.
     written = outputs(formats, output, ())

@@ -11,9 +11,8 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from diagtool.capture import procfs, ptrace
@@ -21,13 +20,13 @@ from diagtool.capture.signals import SignalInfo, name_of
 from diagtool.capture.traced import Notice, Tracer
 from diagtool.supervise import child, tree
 from diagtool.supervise.analyst import Analyst, Look, Why
-from diagtool.supervise.triggers import Figures, Thresholds, Trigger
+from diagtool.supervise.plan import Ended, Orphan, Plan
+from diagtool.supervise.triggers import Figures, Thresholds
 
 if TYPE_CHECKING:
-    from diagtool.capture.model import Capture
     from diagtool.capture.stop import Keeper
 
-__all__ = ["Ended", "Orphan", "Plan", "Supervisor"]
+__all__ = ["Supervisor"]
 
 #: Signals that leave a core where nobody handles them (signal(7)), SIGQUIT apart, which people send.
 CRASHES = {4, 5, 6, 7, 8, 11, 24, 25, 31}
@@ -48,44 +47,6 @@ _CHECK_COST = 20  # times as long as a look at tasks takes is waited before the 
 _LATE = 2.0  # seconds that what is left is given to end by itself, at most
 _STUCK = 5.0  # seconds in one request to the kernel
 _SAMPLES = 6  # kept of one process
-
-
-@dataclass(slots=True)
-class Plan:
-    """What is run and how. Times in seconds.
-
-    ``core``: gives what writes the core of a pid. ``keep``: called with each snapshot when it is there.
-    """
-
-    command: Sequence[str]
-    triggers: Sequence[Trigger]
-    timeout: float | None = None
-    grace: float = 5.0
-    follow: bool = False
-    core: Callable[[int], Callable[[Capture], str]] | None = None
-    keep: Callable[[Look], None] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Orphan:
-    """A process that outlives the command it came of."""
-
-    pid: int
-    command: str
-    daemon: bool  # it made itself a session of its own
-
-
-@dataclass(slots=True)
-class Ended:
-    """What became of the command: its status as wait(2) has it, when, and all that was seen."""
-
-    pid: int
-    status: int = 0
-    seconds: float = 0.0
-    timed_out: bool = False
-    looks: list[Look] = field(default_factory=list)
-    orphans: list[Orphan] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 class Supervisor:

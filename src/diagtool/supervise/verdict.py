@@ -20,7 +20,7 @@ from diagtool.leaks.series import SeriesError
 from diagtool.leaks.template import Template
 from diagtool.snapshot.model import Frame, Snapshot, Target
 from diagtool.supervise.analyst import Look
-from diagtool.supervise.loop import Ended, Orphan
+from diagtool.supervise.plan import Ended, Orphan
 
 if TYPE_CHECKING:
     from diagtool.leaks.source.files import Sources
