@@ -852,8 +852,8 @@ def test_what_was_not_found_in_a_core_cut_off_is_no_evidence() -> None:
 
 
 def test_every_leak_template_has_a_leak_here() -> None:
-    """Those of the heap (D, E), of processes, files and signals (F, G, H), and those that count the clients
-    of libraries have test modules of their own."""
+    """Those of the heap (D, E), of processes, files and signals (F, G, H), of Go (GO), and those that count
+    the clients of libraries have test modules of their own."""
     counted = ("B05", "B07", "B1", "D", "E", "F", "G", "H")
     ours = {t.id for t in builtin() if not t.idle and not t.catalogue.startswith(counted)}
     missing = ours - {template for _, template, *_ in LEAKS}

@@ -176,7 +176,8 @@ def test_every_idle_template_has_a_stack_here() -> None:
         "thread-polls",
         "main-thread-waits",
     }
-    assert {t.id for t in builtin() if t.idle} == shown | other
+    # Those of Go are in test_match_go.py.
+    assert {t.id for t in builtin() if t.idle and t.kind != "goroutine"} == shown | other
 
 
 @pytest.mark.parametrize(
