@@ -27,13 +27,11 @@ _THREAD = re.compile(
     r"|Thread \d+ \(process (?P<process>\d{1,18})\):"
 )
 _FRAME = re.compile(r"^\s*#(?P<number>\d{1,6})\s+(?:0x[0-9a-f]+ in )?(?P<rest>\S.*)$")
-_AT = re.compile(
-    r"^(?P<function>.*?) ?\((?P<arguments>.*)\)"
-    r"(?: (?:at (?P<file>\S.*):(?P<line>\d{1,9})|from (?P<library>\S.*)))?\s*$"
-)
+_TAIL = re.compile(r"\) (?:at (?P<file>[^\s()][^()]*):(?P<line>\d{1,9})|from (?P<library>/[^()]*))\s*$")
 _PYTHON = re.compile(
-    r"Frame 0x[0-9a-f]+, for file (?P<file>.*?), line (?P<line>\d{1,9}), in (?P<function>[^ (]+) \("
+    r"Frame 0x[0-9a-f]+, for file (?P<file>[^,]{1,600}), line (?P<line>\d{1,9}), in (?P<function>[^ (]+) \("
 )
+_LONGEST_FRAME, _LONGEST_TAIL = 4096, 600
 _INFERIOR = re.compile(r"\[?(?:Inferior \d+ \(|Attaching to )process (?P<pid>\d{1,10})")
 _SIGNAL = re.compile(
     r"(?:Program terminated|received signal|Program received) (?:with )?signal? ?SIG(?P<name>[A-Z]+)"
@@ -162,7 +160,7 @@ def _other(line: str, dumps: list[Dump], notes: Notes) -> None:
 
 
 def _add(stack: Written, rest: str) -> None:
-    python = _PYTHON.search(rest)
+    python = _PYTHON.search(rest[:_LONGEST_FRAME]) if "Frame 0x" in rest else None
     if python is not None:
         stack.push(
             Frame(python["function"][:MAX_NAME], python["file"][:MAX_NAME], int(python["line"])), native=True
@@ -171,17 +169,27 @@ def _add(stack: Written, rest: str) -> None:
     if rest.startswith("<signal handler called>"):
         stack.push(Frame("<signal handler called>", "", None, None, "native", "libc.so.6"), native=True)
         return
-    found = _AT.match(rest)
-    if found is None:
-        stack.push(
-            Frame(rest.partition(" (")[0][:MAX_NAME] or "??", "", None, None, "native", "?"), native=True
-        )
-        return
-    name, file = found["function"].strip() or "??", (found["file"] or "")[:MAX_NAME]
+    found = _TAIL.search(rest[-_LONGEST_TAIL:])
+    name = _function_of(rest[: len(rest) - len(found[0]) + 1] if found else rest)
+    file = (found["file"] or "")[:MAX_NAME] if found else ""
     language = language_of(name) if name != "??" else "native"
-    library = (found["library"] or "")[:MAX_NAME] or _library(name, file)
-    line = int(found["line"]) if found["line"] else None
+    library = ((found["library"] or "")[:MAX_NAME] if found else "") or _library(name, file)
+    line = int(found["line"]) if found and found["line"] else None
     stack.push(Frame(demangle(name)[:MAX_NAME], file, line, None, language, library), native=True)
+
+
+def _function_of(text: str) -> str:
+    """``f`` of ``f (x=1)``. C++ has parentheses in names, too: there the last pair is that of the arguments."""
+    text = text[:_LONGEST_FRAME]
+    name = text.partition(" (")[0]
+    if ("<" in name or "operator" in name) and text.endswith(")"):
+        depth = 0
+        for at in range(len(text) - 1, 0, -1):
+            depth += (text[at] == ")") - (text[at] == "(")
+            if depth == 0:
+                name = text[:at] if text[at - 1] == " " else name
+                break
+    return name.strip() or "??"
 
 
 def _library(name: str, file: str) -> str:

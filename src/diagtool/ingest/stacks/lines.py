@@ -22,7 +22,7 @@ _PREFIXES = tuple(
         # syslog, journald
         r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)? \S{1,100} [^\s:\[]{1,100}(?:\[\d+\])?: ",
         rf"{_TIME} (?:stdout|stderr) [FP] ",  # CRI
-        rf"{_TIME} \S{{1,100}} [^\s:\[]{{1,100}}(?:\[\d+\])?: ",  # journalctl -o short-iso
+        rf"{_TIME} \S{{1,100}} [^\s:\[]{{1,100}}\[\d+\]: ",  # journalctl -o short-iso
         rf"\[?{_TIME}\]?(?:[ \t]\|)?[ \t]",
         r"\[\d{1,12}(?:\.\d{1,9})?\] ",  # seconds since something
     )

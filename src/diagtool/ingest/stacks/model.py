@@ -85,7 +85,7 @@ class Dump:
 
 @dataclass(slots=True)
 class Notes:
-    """What else was in the file. ``exceptions``: (type, place) of tracebacks, which are no threads' stacks."""
+    """What else was in the file. ``exceptions``: (type, place) of tracebacks that are no threads'."""
 
     unknown: int = 0
     cut: int = 0

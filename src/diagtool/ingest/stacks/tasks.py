@@ -99,18 +99,17 @@ def _fields(rest: str) -> list[str]:
     """The columns. One that is wider than its place pushes the others; a single space ends it then."""
     out = []
     for width in _WIDTHS:
-        if len(rest) > width and rest[width] != " ":
-            end = width + 1
-            while end < len(rest) and (
-                rest[end] != " " or rest[end - 3 : end] == " ->" or rest[end : end + 4] == " -> "
-            ):
-                end += 1
-            out.append(rest[:end].strip())
-            rest = rest[end + 1 :]
-        else:
-            out.append(rest[:width].strip())
-            rest = rest[width + 1 :]
+        end = width
+        while end < len(rest) and (rest[end] != " " or _goes_on(rest, end)):
+            end += 1
+        out.append(rest[:end].strip())
+        rest = rest[end + 1 :]
     return out
+
+
+def _goes_on(rest: str, at: int) -> bool:
+    """Whether the space at ``at`` is one of an arrow between two functions."""
+    return rest.startswith(" -> ", at) or rest.endswith(" ->", 0, at)
 
 
 def _guessed(function: str, *, innermost: bool) -> Frame:

@@ -49,7 +49,7 @@ _BUILTIN = re.compile(r"\s+(?:<built-in |\(frame information optimized out\))") 
 _CUT = re.compile(r"^\s*(\.\.\.|<truncated rest of calls>)\s*$")
 
 _PYSTACK_THREAD = re.compile(
-    r"Traceback for thread (?P<tid>\d+) (?:\((?P<name>.*)\) )?\[(?P<flags>[^\]]*)\] "
+    r"Traceback for thread (?P<tid>\d+) (?:\((?P<name>[^\[\]]{0,200})\) )?\[(?P<flags>[^\]]*)\] "
     r"\(most recent call (?P<order>last|first)\)"
 )
 _TASK = re.compile(r"Stack for <Task (?P<state>\w+) (?:name='(?P<name>[^']*)')?.*\(most recent call last\)")
@@ -69,7 +69,7 @@ _NAMED = (
     re.compile(r"""\bname\s*[:=]\s*(?P<q>["']?)(?P<name>[^"',;)\]]+?)(?P=q)(?=[\s,;)\]]|$)""", re.IGNORECASE),
     re.compile(r'"(?P<name>[^"]+)"'),
     re.compile(r"'(?P<name>[^']+)'"),
-    re.compile(r"\((?P<name>[A-Za-z_][^()]*)\)"),
+    re.compile(r"\((?P<name>[A-Za-z_][^()=]*)\)"),
     re.compile(r"\bthread\b[^\w]*(?!0x|\d|id\b)(?P<name>[A-Za-z_][\w.-]*)", re.IGNORECASE),
 )
 
@@ -96,6 +96,7 @@ class _Run:
     frames: list[tuple[Frame, bool]] = field(default_factory=list)  # in the order of the text; native?
     text: str = ""  # source line that follows the frame read last
     inner_text: str = ""
+    settled: bool = False
 
 
 def parse(lines: Iterable[str], notes: Notes) -> list[Dump]:
@@ -189,9 +190,14 @@ class _Parser:
             del run.frames[50_000:]
 
     def _settle_text(self, run: _Run) -> None:
-        """The source line just read belongs to the frame before; keep that of the innermost."""
-        if run.first and run.lines == 1 and not run.inner_text:
+        """The source line just read belongs to the frame before; keep that of the innermost of Python."""
+        if not run.lines or run.frames[-1][1]:
+            return
+        if not run.first:
             run.inner_text = run.text
+        elif not run.settled:
+            run.inner_text = run.inner_text or run.text
+            run.settled = True
 
     def _begin(self, first: bool) -> _Run:
         """A run that no header announced."""
@@ -314,11 +320,9 @@ class _Parser:
             else:
                 self.run = run if not run.lines else None  # the box around a traceback, a blank line
             return
+        self._settle_text(run)
         if not run.first:
-            run.inner_text = run.text
             run.frames.reverse()
-        elif run.lines == 1 and not run.inner_text:
-            run.inner_text = run.text
         stack = run.stack
         mixed = any(native for _, native in run.frames)
         for frame, native in run.frames:

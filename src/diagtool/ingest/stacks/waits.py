@@ -123,7 +123,7 @@ def thread_wait(frames: Sequence[Frame], native: Sequence[str] = (), text: str =
     called = native_wait(native, python=bool(frames))
     if called and not (frames and called in _MADE_OF):
         return called
-    return _of_text(text) or called
+    return _of_text(text) or ("futex" if called in _MADE_OF else called)
 
 
 def native_wait(functions: Sequence[str], *, python: bool = False) -> str:
