@@ -1,7 +1,8 @@
 """Which words of an object are pointers, as the collector itself knows it; without that, all may be.
 
 Up to 1.21 a bitmap beside each arena says it: 1.19 has two bits a word, four pointer bits and four others in
-a byte. From 1.22 on objects of up to 512 bytes have a bitmap at the end of their span, larger ones begin with their type, and
+a byte. From 1.22 on objects of up to 512 bytes have a bitmap at the end of their span, larger ones begin
+with their type, and
 very large ones have it in their mspan; a type has a mask of its own (runtime/mbitmap.go).
 """
 
@@ -51,9 +52,12 @@ class Masks:
             self.kind[one & (spans.sizeclass > 0)] = _HEADER
             self.kind[one & (spans.sizeclass == 0) & (spans.large_type != 0)] = _LARGE
             self.kind[spans.user_arena] = _ANY
-        marks = small_with_marks(spans) if runtime.minor >= 25 else np.zeros(len(spans), np.bool_)
+        marks = _with_marks(spans) if runtime.minor >= 25 else False
+        if marks is None:
+            self.kind[self.kind == _IN_SPAN] = _ANY
+        ends = np.where(spans.size >= 16, PAGE - _MARKS if marks else PAGE, PAGE)
         #: Where in its page the bitmap of a span begins.
-        self._bitmap = np.where(marks, PAGE - PAGE // 64 - _MARKS, PAGE - PAGE // 64)
+        self._bitmap = ends - PAGE // 64
         self._types = _Types(runtime)
 
     def _find_arenas(self, heap: int) -> None:
@@ -69,10 +73,13 @@ class Masks:
         self._arena_first = first
         self._arena_bits = 2 if self.runtime.minor < 20 else 1
 
-    def pointers(self, span: _Index, pages: U64, data: NDArray[np.uint8], row: _Index, word: _Index, slot: _Index) -> Mask:
+    def pointers(
+        self, span: _Index, pages: U64, data: NDArray[np.uint8], row: _Index, word: _Index, slot: _Index
+    ) -> Mask:
         """Which of the words are pointers.
 
-        ``data`` (n x PAGE bytes) are the pages at ``pages``. For each word: its ``span``, the ``row`` of its page in
+        ``data`` (n x PAGE bytes) are the pages at ``pages``. For each word: its ``span``, the ``row`` of
+        its page in
         ``data``, which ``word`` of the page it is, and the ``slot`` of its object.
         """
         out = np.ones(len(row), np.bool_)
@@ -85,7 +92,9 @@ class Masks:
             out[some] = (data[row[some], at] >> (word[some] & 7).astype(np.uint8)) & 1
         some = np.flatnonzero(kind >= _HEADER)
         if len(some):
-            out[some] = self._typed(kind[some] == _HEADER, span[some], pages[row[some]], word[some], slot[some])
+            out[some] = self._typed(
+                kind[some] == _HEADER, span[some], pages[row[some]], word[some], slot[some]
+            )
         return out
 
     def _typed(self, header: Mask, span: _Index, page: U64, word: _Index, slot: _Index) -> Mask:
@@ -97,7 +106,9 @@ class Masks:
         return self._types.pointers(types, at)
 
     def _in_arena(self, pages: U64, row: _Index, word: _Index) -> Mask:
-        number = ((pages + np.uint64(_ARENA_BASE)) >> np.uint64(_ARENA_BITS)).astype(np.int64) - self._arena_first
+        number = ((pages + np.uint64(_ARENA_BASE)) >> np.uint64(_ARENA_BITS)).astype(
+            np.int64
+        ) - self._arena_first
         inside = (pages & np.uint64((1 << _ARENA_BITS) - 1)) >> np.uint64(3)  # words from the arena's start
         size = PAGE // 8 * self._arena_bits // 8
         bits = self._arenas[number] + np.uint64(self.runtime.o("heapArena", "bitmap"))
@@ -112,15 +123,17 @@ class Masks:
         return out
 
 
-def small_with_marks(spans: Spans) -> Mask:
-    """Which small spans have mark bits of their own behind the bitmap: GOEXPERIMENT=greenteagc, default in 1.26.
+def _with_marks(spans: Spans) -> bool | None:
+    """Whether small spans have mark bits of their own behind the bitmap: GOEXPERIMENT=greenteagc.
 
-    There is room for fewer objects then: in the spans of 16 bytes, of which every program has some.
+    There is room for fewer objects then. None where that shows nowhere.
     """
     small = ~spans.noscan & (spans.size <= _SMALL) & (spans.size >= 16) & (spans.pages == 1)
-    filled = spans.objects * spans.size
-    without = small & (filled > PAGE - PAGE // 64 - _MARKS)
-    return small & ~without.any()
+    size, count = spans.size[small], spans.objects[small]
+    without = (PAGE - PAGE // 64) // size
+    marked = (PAGE - PAGE // 64 - _MARKS) // size
+    said = [bool(((count == n) & (without != marked)).any()) for n in (without, marked)]
+    return None if said[0] == said[1] else said[1]
 
 
 class _Types:

@@ -72,7 +72,8 @@ class Spans:
 
         Sweeping sets the bits and ``free_from`` one after the other: all objects count as used meanwhile.
         """
-        return self.sweepgen == np.uint32(sweepgen - 1 & 0xFFFFFFFF)
+        now: Mask = self.sweepgen == np.uint32(sweepgen - 1 & 0xFFFFFFFF)
+        return now
 
 
 def find_heap(runtime: GoRuntime) -> int:
@@ -88,14 +89,16 @@ def find_heap(runtime: GoRuntime) -> int:
                 if len(words) < 3:
                     continue
                 place, count, room = words[:-2], words[1:-1], words[2:]
-                likely = (place > 0x1000) & (place % 8 == 0) & (count > 0) & (count <= room) & (room < _MOST_SPANS)
+                likely = (
+                    (place > 0x1000) & (place % 8 == 0) & (count > 0) & (count <= room) & (room < _MOST_SPANS)
+                )
                 at = np.flatnonzero(likely)
                 first, there = memory.load(place[at])
                 state, readable = runtime.load(first, "mspan", "state", "u1")
                 at = at[there & readable & (first % 8 == 0) & (state <= MANUAL)]
                 for i in at.tolist():
                     if _is_list(runtime, int(place[i]), int(count[i])):
-                        return start + 8 * i - at_spans
+                        return int(start + 8 * i - at_spans)
     return 0
 
 
@@ -168,12 +171,14 @@ def _columns(runtime: GoRuntime, block: NDArray[np.uint8], addresses: U64) -> Sp
         pages=pages,
         size=np.minimum(column("elemsize"), room).astype(np.int64),
         objects=np.minimum(column("nelems", wide).astype(np.uint64), np.uint64(1 << 20)).astype(np.int64),
-        free_from=np.minimum(column("freeindex", wide).astype(np.uint64), np.uint64(1 << 20)).astype(np.int64),
+        free_from=np.minimum(column("freeindex", wide).astype(np.uint64), np.uint64(1 << 20)).astype(
+            np.int64
+        ),
         bits=column("allocBits"),
         divisor=column("divMul", "<u4").astype(np.uint64),
         noscan=(spanclass & 1) != 0,
         state=column("state", "u1"),
-        sizeclass=spanclass >> 1,
+        sizeclass=(spanclass >> 1).astype(np.uint8),
         used=column("allocCount", "<u2").astype(np.int64),
         sweepgen=column("sweepgen", "<u4"),
         specials=column("specials"),

@@ -1,0 +1,1 @@
+"""What each goroutine waits on, and whether anybody can still wake it."""

@@ -1,0 +1,324 @@
+"""Which goroutines nobody can ever wake: marking from all that can still act.
+
+What Go 1.26 and later do inside of the runtime for the goroutineleak profile, from outside and for all
+versions. Roots are what the collector's are: data of modules, finalizers, what threads hold, and the
+stacks of
+goroutines that run, can run, or wait for something that is not judged (a timer, the network, the runtime).
+A goroutine that waits on channels or locks is no root. It is a node of its own: whoever reaches one of the
+things that it
+waits on reaches it, and it reaches what its stack refers to. So one marking over the pointers of the heap
+settles all of them, in whatever order they hang on each other. Who is not reached can't be woken.
+
+Stacks are looked at word by word, whatever is in them, and memory of C too: that may keep things alive which
+nobody will use again. Where anything is missing, nothing is proven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diagtool.capture.memory import U64, Mask
+from diagtool.capture.plan import is_anonymous
+from diagtool.capture.room import headroom
+from diagtool.capture.segments import merged, without
+from diagtool.runtimes.golang.heap.edges import Scan, scan
+from diagtool.runtimes.golang.heap.objects import Objects
+from diagtool.runtimes.golang.heap.pointers import Masks
+from diagtool.runtimes.golang.heap.roots import called_for_dead, data_words, specials_of
+from diagtool.runtimes.golang.heap.spans import IN_USE, Spans, find_heap, read_spans
+from diagtool.runtimes.golang.liveness.threads import Held, held_by_threads
+from diagtool.runtimes.golang.liveness.waiting import Waiting, waits_of
+from diagtool.runtimes.golang.model import GoRuntime, Status
+from diagtool.runtimes.native.fetching import fetch
+from diagtool.runtimes.native.memorymap import Ranges, is_libc, private_memory
+from diagtool.runtimes.native.reach import Edges, mark
+
+__all__ = ["Proof", "prove"]
+
+_Index = NDArray[np.int64]
+
+_STACK_STEP = 1 << 21  # words of stacks read at a time
+_MOST_STACK = 1 << 30  # bytes of one goroutine's: runtime.maxstacksize
+_EDGE = 24  # bytes of memory that an edge takes while it is looked at
+_MOST_EDGES = 1 << 30
+_STEP = 4 << 20
+_MOST_FOREIGN = 4 << 30  # bytes of memory that is not Go's
+_BELOW = 128
+_SHOWN = 0x7FFFFFFF
+
+
+@dataclass(slots=True)
+class Proof:
+    """``stuck``: for each goroutine, whether nobody can wake it. ``why_not``: why nothing could be said,
+    "" where it
+    was. ``waiting``: what they wait on. ``judged``: how many there were to be judged."""
+
+    stuck: Mask
+    why_not: str = ""
+    waiting: Waiting | None = None
+    judged: int = 0
+    objects: int = 0
+    pointers: int = 0
+
+
+class _Unknown(Exception):
+    """Why nothing can be proven."""
+
+
+def prove(runtime: GoRuntime, waits: Sequence[str], heap: int | None = None) -> Proof:
+    """Who is stuck of ``runtime.goroutines``; ``waits`` says in the words of ``golang.waits`` what each
+    waits on."""
+    nobody = np.zeros(len(runtime.goroutines), np.bool_)
+    waiting = waits_of(runtime, waits)
+    if not waiting.judged.any():
+        return Proof(nobody, "", waiting)
+    try:
+        marking = _Marking(runtime, waiting, heap)
+        proof = marking.run()
+    except _Unknown as reason:
+        return Proof(nobody, str(reason), waiting, int(waiting.judged.sum()))
+    first = np.flatnonzero((runtime.goroutines.goid == 1) & proof.stuck)
+    for row in first.tolist():
+        # A main goroutine that waits for ever on purpose.
+        proof.stuck[row] &= waits[row] != "select (no cases)"
+    return proof
+
+
+@dataclass(slots=True)
+class _Roots:
+    words: list[U64] = field(default_factory=list)
+
+
+class _Marking:
+    def __init__(self, runtime: GoRuntime, waiting: Waiting, heap: int | None) -> None:
+        self.runtime = runtime
+        self.memory = runtime.memory
+        self.capture = runtime.capture
+        self.waiting = waiting
+        self.all = runtime.goroutines
+        self.heap = find_heap(runtime) if heap is None else heap
+
+    def run(self) -> Proof:
+        spans, every = self._spans()
+        self._all_there(every)
+        held = held_by_threads(self.runtime)
+        self._sound(held)
+        sweepgen = self.memory.u32(self.heap + self.runtime.o("mheap", "sweepgen"))
+        self.objects = Objects(self.memory, spans, sweepgen, np.unique(self.waiting.thing))
+        masks = Masks(self.runtime, self.heap, spans)
+        room = min(max(headroom() // _EDGE, 1 << 20), _MOST_EDGES)
+        found = scan(self.memory, self.objects, masks, self.waiting.hidden, room)
+        if not found.complete:
+            raise _Unknown(f"there are more than {room >> 20} million pointers in the heap")
+        if found.missing:
+            raise _Unknown(f"{found.missing:,} bytes of the heap are not in the capture")
+        # The rows of those that are judged, as nodes behind the objects.
+        self.rows = np.flatnonzero(self.waiting.judged)
+        nodes = len(self.objects) + len(self.rows)
+        if nodes > _SHOWN:
+            raise _Unknown("the heap has too many objects")
+        marked = np.zeros(nodes, np.bool_)
+        self._mark(marked, data_words(self.runtime))
+        self._mark_specials(marked, spans, found)
+        self._mark(marked, (held.words, 0))
+        source, target = self._stacks(marked, held)
+        self._mark_foreign(marked, every)
+        edges = self._with_goroutines(marked, found.edges, source, target)
+        reached = mark(marked, edges)
+        if not reached.complete:
+            raise _Unknown("the heap has lists that are too long to be followed")
+        stuck = np.zeros(len(self.all), np.bool_)
+        stuck[self.rows] = ~reached.reached[len(self.objects) :]
+        self._agreed(stuck)
+        return Proof(stuck, "", self.waiting, len(self.rows), len(self.objects), len(found.edges))
+
+    # -- whether all is there ---------------------------------------------------------------------------
+
+    def _spans(self) -> tuple[Spans, Spans]:
+        if not self.heap:
+            raise _Unknown("the heap of the Go runtime was not found")
+        every, lost = read_spans(self.runtime, self.heap)
+        if lost:
+            raise _Unknown(f"{lost:,} parts of the heap could not be read")
+        spans = every.take(np.flatnonzero(every.state == IN_USE))
+        if not len(spans):
+            raise _Unknown("the heap of the Go runtime could not be read")
+        return spans, every
+
+    def _all_there(self, every: Spans) -> None:
+        if not self.capture.of_one_instant:
+            raise _Unknown("memory was not read at one instant")
+        pairs = zip(every.base.tolist(), every.limit.tolist(), strict=True)
+        mine = merged([*pairs, *(r for module in self.runtime.modules for r in module.ranges())])
+        fetched = fetch(self.capture, mine)
+        if fetched.missing:
+            size = sum(end - start for start, end in fetched.missing)
+            raise _Unknown(f"{size >> 10:,} KiB of the heap could not be read")
+        if fetched.late or not self.capture.of_one_instant:
+            raise _Unknown(
+                f"{max(fetched.late, 1) >> 20:,} MiB of the heap were not copied in the stop; "
+                "--clone always reads all of it at one instant"
+            )
+
+    def _sound(self, held: Held) -> None:
+        if held.wrong:
+            raise _Unknown(held.wrong)
+        every = self.all
+        alive = ~np.isin(every.status, (Status.DEAD, Status.DEADEXTRA, Status.IDLE))
+        high = every.hi - every.lo
+        whole = (every.lo > 0) & (every.hi > every.lo) & (high <= _MOST_STACK)
+        parked = ~np.isin(every.status, (Status.RUNNING, Status.SYSCALL, Status.COPYSTACK)) & ~every.scan
+        inside = (every.sp >= every.lo) & (every.sp <= every.hi)
+        wrong = alive & (~whole | (parked & ~inside))
+        if wrong.any():
+            raise _Unknown(f"the stacks of {int(wrong.sum()):,} goroutines are not where they should be")
+
+    # -- roots ------------------------------------------------------------------------------------------
+
+    def _mark(self, marked: Mask, found: tuple[U64, int]) -> None:
+        words, missing = found
+        if missing:
+            raise _Unknown(f"{missing:,} bytes of data are not in the capture")
+        near = words[self.objects.near(words)]
+        number, ok = self.objects.nodes(near)
+        marked[number[ok]] = True
+
+    def _mark_specials(self, marked: Mask, spans: Spans, found: Scan) -> None:
+        specials = specials_of(self.runtime, spans)
+        if not specials.complete:
+            raise _Unknown("the finalizers could not be read")
+        self._mark(marked, (np.concatenate([specials.words, specials.weak]), 0))
+        number, ok = self.objects.nodes(specials.reached_through)
+        if ok.any():
+            through = np.zeros(len(self.objects), np.bool_)
+            through[number[ok]] = True
+            marked[found.edges.target[through[found.edges.source]]] = True
+        near = [np.zeros(0, np.uint64)]
+        for module in self.runtime.modules:
+            for low, high in module.ranges():
+                for start in range(low & -8, high & -8, _STEP):
+                    places = np.arange(start, min(high & -8, start + _STEP), 8, dtype=np.uint64)
+                    words = self.memory.load(places)[0]
+                    near.append(words[~self.objects.near(words)])
+        self._mark(marked, (called_for_dead(self.runtime, np.concatenate(near)), 0))
+
+    # Memory that is not Go's: nobody may keep pointers into Go's heap there, but some do.
+    def _mark_foreign(self, marked: Mask, every: Spans) -> None:
+        if not any(is_libc(m) for m in self.capture.modules) and not any(
+            m.path == "[heap]" for m in self.capture.mappings
+        ):
+            return
+        own = merged(r for module in self.runtime.modules for r in module.ranges())
+        ranges = without(private_memory(self.capture.mappings), merged([*own, *self._of_runtime(every)]))
+        fetched = fetch(self.capture, ranges)
+        if fetched.missing or fetched.late or not self.capture.of_one_instant:
+            raise _Unknown(
+                "memory outside of Go's heap was not copied in the stop; --clone always reads all of it"
+            )
+        if sum(high - low for low, high in ranges) > _MOST_FOREIGN:
+            raise _Unknown("there is too much memory outside of Go's heap")
+        for _, words in self.memory.blocks(ranges, step=_STEP):
+            self._mark(marked, (words, 0))
+
+    # Mappings with arenas, and with what the runtime notes about them: spans know the address of their first
+    # object, which keeps nothing alive.
+    def _of_runtime(self, every: Spans) -> Ranges:
+        mappings = [
+            m for m in self.capture.mappings if is_anonymous(m) and m.path not in ("[heap]", "[stack]")
+        ]
+        starts = np.array([m.start for m in mappings], np.uint64)
+        ends = np.array([m.end for m in mappings], np.uint64)
+        if not len(starts):
+            return []
+        addresses = np.concatenate([every.base, every.address, every.bits[every.bits != 0]])
+        at = np.searchsorted(starts, addresses, side="right") - 1
+        good = (at >= 0) & (addresses < ends[np.maximum(at, 0)])
+        found = np.unique(at[good])
+        arenas = [(low, high) for low, high in zip(every.base.tolist(), every.limit.tolist(), strict=True)]
+        named = [(m.start, m.end) for m in mappings if m.path.startswith("[anon: Go")]
+        return merged([*((mappings[i].start, mappings[i].end) for i in found.tolist()), *arenas, *named])
+
+    # -- goroutines -------------------------------------------------------------------------------------
+
+    def _stacks(self, marked: Mask, held: Held) -> tuple[_Index, _Index]:
+        """Mark what the stacks of those refer to that are not judged; of the others the pointers: (node,
+        object)."""
+        every = self.all
+        alive = ~np.isin(every.status, (Status.DEAD, Status.DEADEXTRA, Status.IDLE)) & (every.lo > 0)
+        start = self._starts(held)
+        judged = self.waiting.judged
+        rows = np.flatnonzero(alive)
+        node = np.zeros(len(every), np.int64)
+        node[self.rows] = len(self.objects) + np.arange(len(self.rows))
+        sources, targets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for some in _pieces(rows, ((every.hi - start) >> np.uint64(3)).astype(np.int64)):
+            counts = ((every.hi[some] - start[some]) >> np.uint64(3)).astype(np.int64)
+            owner = np.repeat(some, counts)
+            inner = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+            words, ok = self.memory.load(start[owner] + (inner * 8).astype(np.uint64))
+            if not ok.all():
+                raise _Unknown("stacks of goroutines are not in the capture")
+            near = np.flatnonzero(self.objects.near(words))
+            number, there = self.objects.nodes(words[near])
+            owner, number = owner[near][there], number[there]
+            mine = judged[owner]
+            marked[number[~mine]] = True
+            sources.append(node[owner[mine]])
+            targets.append(number[mine])
+        return np.concatenate(sources), np.concatenate(targets)
+
+    # From where on a goroutine's stack is in use.
+    def _starts(self, held: Held) -> U64:
+        every = self.all
+        start = every.sp.copy()
+        loose = np.isin(every.status, (Status.RUNNING, Status.SYSCALL, Status.COPYSTACK)) | every.scan
+        start[loose] = every.lo[loose]
+        # Where a thread is on it: from its stack pointer on.
+        order = np.argsort(every.lo)
+        at = np.searchsorted(every.lo[order], held.pointers, side="right") - 1
+        for pointer, i in zip(held.pointers.tolist(), at.tolist(), strict=True):
+            row = int(order[i]) if i >= 0 else -1
+            if row >= 0 and every.lo[row] <= pointer < every.hi[row] and loose[row] and not every.scan[row]:
+                start[row] = max(int(every.lo[row]), pointer - _BELOW)
+        aligned: U64 = start & np.uint64((1 << 64) - 8)
+        return aligned
+
+    def _with_goroutines(self, marked: Mask, edges: Edges, source: _Index, target: _Index) -> Edges:
+        """The pointers of the heap, with an edge from each thing to who waits on it, and from them to what
+        their
+        stacks refer to. Who waits on what is no object of the heap is marked: anybody may know that."""
+        node = np.full(len(self.all), -1, np.int64)
+        node[self.rows] = len(self.objects) + np.arange(len(self.rows))
+        waiter = node[self.waiting.row]
+        thing, there = self.objects.nodes(self.waiting.thing)
+        judged = waiter >= 0
+        marked[waiter[judged & ~there]] = True
+        keep = judged & there
+        order = np.argsort(thing[keep], kind="stable")
+        new_source, new_target = thing[keep][order].astype(np.int32), waiter[keep][order].astype(np.int32)
+        place = np.searchsorted(edges.source, new_source, side="right")
+        order = np.argsort(source, kind="stable")
+        none = np.zeros(len(new_source), np.int32)
+        last = np.zeros(len(source), np.int32)
+        return Edges(
+            np.concatenate([np.insert(edges.source, place, new_source), source[order].astype(np.int32)]),
+            np.concatenate([np.insert(edges.target, place, new_target), target[order].astype(np.int32)]),
+            np.concatenate([np.insert(edges.offset, place, none), last]),
+        )
+
+    # What the runtime itself found out stays so: such a goroutine can't run again.
+    def _agreed(self, stuck: Mask) -> None:
+        stuck |= self.all.status == Status.LEAKED
+
+
+def _pieces(rows: _Index, words: _Index) -> list[_Index]:
+    """``rows`` in parts of so many words each; a stack may be larger than that alone."""
+    if not len(rows):
+        return []
+    total = np.cumsum(words[rows])
+    cuts = np.flatnonzero(np.diff(total // _STACK_STEP)) + 1
+    return np.split(rows, cuts)
