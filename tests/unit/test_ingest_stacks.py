@@ -298,7 +298,7 @@ def test_the_odd_lines_of_faulthandler(tmp_path: Path) -> None:
 
 def test_dumps_of_several_processes_are_not_mixed(tmp_path: Path) -> None:
     text = (DATA / "3.13/py-spy.txt").read_text()
-    other = 'Process 77: python x\nPython v3.13.0 (/usr/bin/python)\n\nThread 77 (active): "Main"\n    f (x.py:1)\n'
+    other = "Process 77: python x\nPython v3.13.0 (/usr/bin/py)\n\nThread 77 (active)\n    f (x.py:1)\n"
     snapshot = only(written(tmp_path, text + other))
     assert len(snapshot.stacks) == 12
     assert any("the others are 77" in w for w in snapshot.warnings)
@@ -346,7 +346,9 @@ def test_what_is_cut_off_or_damaged_is_read_or_refused_in_a_sentence(name: str, 
         "Thread " * 50_000 + '\n  File "f", line 1, in g\n',
         '[{"pid": 1, "thread_id": 1, "thread_name": ' + "[" * 100_000,
         "└── (T) a\n" + "    └──  f /x.py:1\n" * 50_000,
-        "tid  task id  task name  coroutine stack   awaiter chain   awaiter name    awaiter id\n" + "1 0x1 " + " -> " * 20_000 + "0x2\n",
+        "tid task id task name coroutine stack awaiter chain awaiter name awaiter id\n1 0x1 "
+        + " -> " * 20_000
+        + "0x2\n",
     ],
     ids=["deep", "numbers", "names", "parentheses", "header", "brackets", "tree", "table"],
 )  # fmt: skip

@@ -179,7 +179,7 @@ def _add(stack: Written, rest: str) -> None:
 
 
 def _function_of(text: str) -> str:
-    """``f`` of ``f (x=1)``. C++ has parentheses in names, too: there the last pair is that of the arguments."""
+    """``f`` of ``f (x=1)``. C++ has parentheses in names, too: there the last pair is of the arguments."""
     text = text[:_LONGEST_FRAME]
     name = text.partition(" (")[0]
     if ("<" in name or "operator" in name) and text.endswith(")"):
