@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, field
 
 from diagtool.golang.goroutines import go_frame
-from diagtool.golang.names import function_name
+from diagtool.golang.names import function_name, is_machinery
 from diagtool.snapshot.model import Frame
 
 __all__ = ["ELIDED", "NO_STACK", "Body", "frame_at", "parse_body"]
@@ -94,7 +94,9 @@ def _drop_wrapper(body: Body) -> None:
         return
     head, found, number = frames[-2].function.rpartition(".func")
     here = (frames[-2].file, frames[-2].line) == (made.file, made.line)
-    if found and number.isdigit() and head == made.function and here:
+    # A closure that waits by itself has nothing but the runtime's frames within.
+    calls = not is_machinery(frames[-3].function)
+    if found and number.isdigit() and head == made.function and here and calls:
         del frames[-2]
 
 

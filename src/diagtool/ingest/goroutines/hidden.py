@@ -3,8 +3,8 @@
 All that wait have the same innermost address, in gopark. Between it and the first frame with a name are two
 addresses for operations on one channel (chanrecv in chanrecv1 or chanrecv2, chansend in chansend1), and one
 for a select (selectgo) or ``select {}`` (block). Which is which their order tells, which is that of the
-source in all versions (1.19 to 1.27): chansend1, chansend, chanrecv1, chanrecv2; block, selectgo. Where
-that does not tell it, nothing is said.
+source in all versions (1.19 to 1.27): chansend1, chansend, chanrecv1, chanrecv2; block, selectgo; in both
+channel operations the wait for a nil channel comes first. Where that does not tell it, nothing is said.
 """
 
 from __future__ import annotations
@@ -12,37 +12,33 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from diagtool.golang.waits import wait_of_frames
 from diagtool.ingest.goroutines.counted import Entry
 
 __all__ = ["reasons"]
 
-_NEIGHBOURS = 0x40  # bytes between chanrecv1 and chanrecv2; chansend, which is far longer, is before both
+_NEIGHBOURS = 0x100  # bytes between chanrecv1 and chanrecv2; chansend, which is far longer, is before both
 
 
 def reasons(entries: Sequence[Entry]) -> list[str]:
     """The wait of each entry, "waiting" where only that is certain, "" where its frames must tell."""
     depth = [_hidden(entry) for entry in entries]
-    first = Counter(e.addresses[0] for e, d in zip(entries, depth, strict=True) if d in (2, 3))
+    first = Counter(e.addresses[0] for e, hidden in zip(entries, depth, strict=True) if hidden in (2, 3))
     parked = max(first, key=lambda address: first[address]) if first else 0
-    waiting = [bool(e.addresses) and e.addresses[0] == parked for e in entries]
-    channels = sorted(
-        {e.addresses[2] for e, d, w in zip(entries, depth, waiting, strict=True) if w and d == 3}
-    )
-    selects = sorted(
-        {e.addresses[1] for e, d, w in zip(entries, depth, waiting, strict=True) if w and d == 2}
-    )
-    said = dict(zip(channels, _channels(channels), strict=True))
-    out = []
-    for entry, hidden, waits in zip(entries, depth, waiting, strict=True):
-        if not waits:
-            out.append("")
-        elif hidden == 3:
-            out.append(said[entry.addresses[2]])
-        elif hidden == 2 and len(selects) <= 2:
-            out.append("select" if entry.addresses[1] == selects[-1] else "select (no cases)")
-        else:
-            out.append("waiting")
-    return out
+    waiting = [
+        entry if hidden and entry.addresses[0] == parked else None
+        for entry, hidden in zip(entries, depth, strict=True)
+    ]
+    silent = [
+        (entry.addresses, hidden)
+        for entry, hidden in zip(waiting, depth, strict=True)
+        if entry is not None and wait_of_frames(f.function for f in entry.frames) is None
+    ]
+    channels = _channels({(a[2], a[1]) for a, hidden in silent if hidden == 3})
+    selects = _selects({a[1] for a, hidden in silent if hidden == 2})
+    told = {addresses: channels[addresses[2], addresses[1]] for addresses, hidden in silent if hidden == 3}
+    told |= {addresses: selects[addresses[1]] for addresses, hidden in silent if hidden == 2}
+    return ["" if e is None else told.get(e.addresses, "waiting") for e in waiting]
 
 
 def _hidden(entry: Entry) -> int:
@@ -53,13 +49,25 @@ def _hidden(entry: Entry) -> int:
     return 0
 
 
-def _channels(addresses: Sequence[int]) -> list[str]:
-    unknown = ["waiting"] * len(addresses)
-    if len(addresses) == 1:
-        return unknown
-    if len(addresses) == 2:
-        near = addresses[1] - addresses[0] < _NEIGHBOURS
-        return ["chan receive", "chan receive"] if near else ["chan send", "chan receive"]
-    if len(addresses) == 3 and addresses[2] - addresses[1] < _NEIGHBOURS:
-        return ["chan send", "chan receive", "chan receive"]
-    return unknown
+def _channels(calls: set[tuple[int, int]]) -> dict[tuple[int, int], str]:
+    """By (where chanrecv1 or the like calls, where that calls gopark)."""
+    callers = sorted({caller for caller, _ in calls})
+    words = [""] * len(callers)
+    if len(callers) == 2:
+        near = callers[1] - callers[0] < _NEIGHBOURS
+        words = ["chan receive", "chan receive"] if near else ["chan send", "chan receive"]
+    elif len(callers) == 3 and callers[2] - callers[1] < _NEIGHBOURS:
+        words = ["chan send", "chan receive", "chan receive"]
+    word = dict(zip(callers, words, strict=True))
+    out = {}
+    for caller, at in calls:
+        within = {a for c, a in calls if word[c] == word[caller]}
+        nil = len(within) == 2 and at == min(within)
+        out[caller, at] = word[caller] + " (nil chan)" * nil if word[caller] else "waiting"
+    return out
+
+
+def _selects(calls: set[int]) -> dict[int, str]:
+    if len(calls) > 2:
+        return dict.fromkeys(calls, "waiting")
+    return {at: "select (no cases)" if at < max(calls) else "select" for at in calls}
