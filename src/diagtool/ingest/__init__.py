@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from diagtool.capture.elf import ELF_MAGIC
 from diagtool.capture.errors import BadEvidence, NotSupported, TargetError
-from diagtool.ingest import goroutines, pprof, tracemalloc
+from diagtool.ingest import goroutines, gotrace, pprof, tracemalloc
 from diagtool.ingest.files import HEAD, first_bytes, name_of, only_once, opened, text_like, windows
 from diagtool.ingest.stacks import look as stacks
 from diagtool.snapshot.model import Snapshot
@@ -37,6 +37,7 @@ class Reader(NamedTuple):
 #: The more special ones first. Modules that are large are imported in ``read``.
 READERS: tuple[Reader, ...] = (
     Reader("dump of tracemalloc", tracemalloc.is_dump, tracemalloc.read_dump),
+    Reader("execution trace of Go", gotrace.is_trace, gotrace.read_trace),
     Reader("profile of pprof's format", pprof.is_profile, pprof.read_profile),
     Reader("goroutine dump", goroutines.looks, goroutines.read, anywhere=True),
     *(Reader(name, stacks.looks(name), stacks.read(name), anywhere=True) for name in stacks.NAMES),

@@ -1,0 +1,195 @@
+"""What both wires of execution traces become: batches of events, tables of stacks and strings, steps.
+
+A trace is parts (generations; in the old wire one), a part is batches, each the events of one stream in
+order: of a thread (M) in the new wire, of a processor (P) in the old one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diagtool.ingest.gotrace.varints import Numbers, Places
+
+__all__ = [
+    "ENDED",
+    "NONE",
+    "READY",
+    "RUNNING",
+    "SYSCALL",
+    "WAITING",
+    "Batch",
+    "Decoded",
+    "Part",
+    "Stacks",
+    "Steps",
+    "Trace",
+    "Wire",
+]
+
+#: States of goroutines, after a step.
+READY, RUNNING, WAITING, SYSCALL, ENDED, NONE = 0, 1, 2, 3, 4, 255
+
+#: Longest stack that is read; writers have 128 at most.
+MAX_FRAMES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Events of one stream: ``length`` bytes of the file at ``offset``. None is before ``base`` (ticks)."""
+
+    offset: int
+    length: int
+    stream: int
+    base: int
+
+
+class Stacks:
+    """The stacks of a part by number: rows of (function string, file string, line), innermost first."""
+
+    def __init__(self) -> None:
+        self._values: list[NDArray[np.uint64]] = []
+        self._at: dict[int, tuple[int, int, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def read(self, values: NDArray[np.uint64], ids: Sequence[tuple[int, int, int]]) -> None:
+        """``ids``: (number of the stack, where its frames begin in ``values``, how many). A frame is a pc,
+        two strings and a line. The first stack of a number stays."""
+        for id_, first, count in ids:
+            self._at.setdefault(id_, (len(self._values), first, count))
+        self._values.append(values)
+
+    def clear(self) -> None:
+        """Forget them, to be read again where they are needed."""
+        self._values.clear()
+        self._at.clear()
+
+    def frames(self, id_: int) -> list[tuple[int, int, int]]:
+        """(function, file, line), innermost first; empty where there is no such stack."""
+        found = self._at.get(id_)
+        if found is None:
+            return []
+        table, first, count = found
+        rows = self._values[table][first : first + 4 * min(count, MAX_FRAMES)].reshape(-1, 4)
+        return [(f, n, line) for _, f, n, line in rows.tolist()]
+
+
+@dataclass(slots=True)
+class Part:
+    """A generation. ``per_second``: ticks; 0 where not told. ``clock``: (ticks, seconds since the epoch)."""
+
+    number: int
+    batches: list[Batch] = field(default_factory=list)
+    stacks: Stacks = field(default_factory=Stacks)
+    strings: dict[int, str] = field(default_factory=dict)
+    per_second: int = 0
+    clock: tuple[int, float] | None = None
+    structural: list[tuple[int, int, int]] = field(default_factory=list)  # (first byte, offset, length)
+    has_stacks: bool = False
+    complete: bool = True
+
+
+@dataclass(slots=True)
+class Trace:
+    """A file: ``data`` its bytes (mapped), ``version`` the minor one in its head."""
+
+    version: int
+    data: NDArray[np.uint8]
+    parts: list[Part] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+#: The columns of Steps.
+STEPS = {
+    "goid": "u8",
+    "order": "i8",
+    "at": "i8",
+    "state": "u1",
+    "known": "u1",
+    "created": "u1",
+    "reason": "i8",
+    "stack": "i8",
+    "made": "i8",
+    "begin": "i8",
+    "parent": "u8",
+}
+
+
+@dataclass(slots=True)
+class Steps:
+    """What happened to goroutines, as columns of equal length.
+
+    ``goid``. ``order``: ascending over the steps of one goroutine in a part. ``at``: ticks. ``state`` after
+    it. ``known``: 1 where it only says what was so already. ``created``: 1 where the goroutine began.
+    ``reason`` and ``stack``: of the wait, -1 for none. ``made``: the stack of its creator, ``begin``: of its
+    first function, ``parent``: the creator (where ``created``). Strings and stacks by number.
+    """
+
+    goid: NDArray[np.uint64]
+    order: NDArray[np.int64]
+    at: NDArray[np.int64]
+    state: NDArray[np.uint8]
+    known: NDArray[np.uint8]
+    created: NDArray[np.uint8]
+    reason: NDArray[np.int64]
+    stack: NDArray[np.int64]
+    made: NDArray[np.int64]
+    begin: NDArray[np.int64]
+    parent: NDArray[np.uint64]
+
+    @classmethod
+    def blank(cls, length: int) -> Steps:
+        """Of nothing: no reason, no stacks, nobody."""
+        return cls(**{c: np.full(length, -1 if t == "i8" else 0, t) for c, t in STEPS.items()})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Steps]) -> Steps:
+        return cls(**{c: np.concatenate([getattr(p, c) for p in parts]) for c in STEPS})
+
+    def take(self, rows: NDArray[Any]) -> Steps:
+        """Some of them: by number, or by a mask."""
+        return Steps(**{c: getattr(self, c)[rows] for c in STEPS})
+
+    def __len__(self) -> int:
+        return len(self.goid)
+
+
+@dataclass(slots=True)
+class Decoded:
+    """Events of some batches, by stream, in order: type, place in ``numbers.data``, where the first argument
+    that is not the time begins, time in ticks, stream."""
+
+    numbers: Numbers
+    type: NDArray[np.uint8]
+    arguments: Places
+    at: NDArray[np.int64]
+    stream: NDArray[np.int64]
+
+    def argument(self, rows: NDArray[Any], which: int) -> NDArray[np.uint64]:
+        """The argument ``which`` (behind the time, from 0) of some events."""
+        return self.numbers.value(self.arguments[rows], which)
+
+
+class Wire(Protocol):
+    """What the two wires differ in."""
+
+    def following(self, numbers: Numbers) -> Places:
+        """For every byte, the place behind the event that begins there; ``len + 1``: behind the end."""
+
+    def known(self, types: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Which bytes begin an event of a type that there is."""
+
+    def timed(self, types: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Which events have the time as their first argument."""
+
+    def first(self, numbers: Numbers, places: Places) -> Places:
+        """Where the first argument of events begins."""
+
+    def kinds(self, types: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The types without what else is in the byte."""

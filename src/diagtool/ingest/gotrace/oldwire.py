@@ -1,0 +1,235 @@
+"""The wire of Go 1.7 to 1.21 (headers 1.7 to 1.11, 1.19 and 1.21).
+
+Source of facts: internal/trace/parser.go of Go 1.19 and 1.21, runtime/trace.go. A trace is one list of
+events; the two upper bits of an event's type say how many numbers follow (one to three), or that their length
+in bytes follows. Batch events say on which processor the next events were, and when. Strings and stacks stand
+among the events, most of them at the end. Traces of Go 1.5 and 1.6 hold no names of functions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diagtool.ingest.gotrace.model import (
+    ENDED,
+    NONE,
+    READY,
+    RUNNING,
+    SYSCALL,
+    WAITING,
+    Batch,
+    Decoded,
+    Part,
+    Steps,
+    Trace,
+)
+from diagtool.ingest.gotrace.running import Running, follows
+from diagtool.ingest.gotrace.varints import Numbers, Places, walk
+
+__all__ = ["REASONS", "OldWire", "index", "old_steps"]
+
+_BATCH, _FREQUENCY, _STACK, _TIMER, _STRING, _LOG = 1, 2, 3, 35, 37, 48
+_CREATE, _START, _END, _STOP, _SCHED, _PREEMPT = 13, 14, 15, 16, 17, 18
+_SLEEP, _BLOCK, _UNBLOCK, _SEND, _RECEIVE, _SELECT, _SYNC, _COND, _NET = 19, 20, 21, 22, 23, 24, 25, 26, 27
+_SYSCALL, _SYSCALL_EXIT, _SYSCALL_BLOCK, _WAITING, _IN_SYSCALL = 28, 29, 30, 31, 32
+_START_LOCAL, _UNBLOCK_LOCAL, _SYSCALL_EXIT_LOCAL, _START_LABEL, _BLOCK_GC = 38, 39, 40, 41, 42
+#: Types of events are below this.
+_TYPES = 50
+
+#: Why a goroutine waits, by the type of the event, in the words of the new wire.
+REASONS = {
+    _STOP: "forever",
+    _SLEEP: "sleep",
+    _BLOCK: "unspecified",
+    _SEND: "chan send",
+    _RECEIVE: "chan receive",
+    _SELECT: "select",
+    _SYNC: "sync",
+    _COND: "sync.(*Cond).Wait",
+    _NET: "network",
+    _BLOCK_GC: "GC mark assist wait for work",
+}
+
+#: Bytes that are looked at together when the file is gone over for the first time.
+_CHUNK = 8 << 20
+
+_STATE = np.full(256, NONE, np.uint8)
+_STATE[list(REASONS)] = WAITING
+_STATE[[_CREATE, _SCHED, _PREEMPT, _UNBLOCK, _UNBLOCK_LOCAL, _SYSCALL_EXIT, _SYSCALL_EXIT_LOCAL]] = READY
+_STATE[[_START, _START_LOCAL, _START_LABEL, _SYSCALL]] = RUNNING
+_STATE[[_WAITING]] = WAITING
+_STATE[[_SYSCALL_BLOCK, _IN_SYSCALL]] = SYSCALL
+_STATE[_END] = ENDED
+
+
+class OldWire:
+    """What events are in this wire."""
+
+    def following(self, numbers: Numbers) -> Places:
+        data = numbers.data
+        end = len(data)
+        count = (data >> 6) + np.uint8(1)  # 4: their length follows
+        at = numbers.before[1:] + count - 1
+        np.clip(at, 0, len(numbers.ends) - 1, out=at)
+        out = numbers.ends[at].astype(np.int64) + 1
+        long = np.flatnonzero(count == 4)
+        out[long] = _behind(numbers, long + 1, 0)
+        # A string has its bytes behind two numbers, a line of the user's log behind all others.
+        strings = np.flatnonzero((data & 0x3F) == _STRING)
+        out[strings] = _behind(numbers, strings + 1, 1)
+        logs = np.flatnonzero((data & 0x3F) == _LOG)
+        out[logs] = _behind(numbers, np.minimum(out[logs], end), 0)
+        return np.asarray(np.minimum(out, end + 1), np.int32)
+
+    def known(self, types: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        kind = types & np.uint8(0x3F)
+        return np.asarray((kind > 0) & (kind < _TYPES), np.bool_)
+
+    def timed(self, types: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        kind = types & np.uint8(0x3F)
+        untimed = np.zeros(64, np.bool_)
+        untimed[[_BATCH, _FREQUENCY, _STACK, _TIMER, _STRING]] = True
+        return np.asarray(~untimed[kind], np.bool_)
+
+    def first(self, numbers: Numbers, places: Places) -> Places:
+        out: Places = np.asarray(places + 1, np.int32)
+        long = (numbers.data[places] >> 6 == 3) & ((numbers.data[places] & 0x3F) != _STRING)
+        out[long] = numbers.end(out[long], 0) + np.int32(1)
+        return out
+
+    def kinds(self, types: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.asarray(types & 0x3F, np.uint8)
+
+
+def _behind(numbers: Numbers, starts: NDArray[np.integer], which: int) -> NDArray[np.int64]:
+    """The place behind as many bytes as the number ``which`` at ``starts`` says; they stand behind it."""
+    end = len(numbers.data)
+    length = np.minimum(numbers.value(starts, which), np.uint64(end + 1)).astype(np.int64)
+    return np.asarray(numbers.end(starts, which).astype(np.int64) + 1 + length, np.int64)
+
+
+def index(trace: Trace) -> None:
+    """Go over the whole file: batches, strings and stacks. Warnings say what could not be used."""
+    part = Part(1)
+    trace.parts.append(part)
+    wire = OldWire()
+    at, end = 16, len(trace.data)
+    stream, base, opened = 0, 0, -1
+    while at < end:
+        data = np.asarray(trace.data[at : at + _CHUNK])
+        numbers = Numbers.of(data)
+        following = wire.following(numbers)
+        places = walk(following, 0, len(data))
+        good = wire.known(data[places]) & (following[places] <= len(data))
+        whole = bool(good.all())
+        if not whole:
+            places = places[: int(np.argmin(good))]
+        kinds = data[places] & 0x3F
+        first = wire.first(numbers, places)
+        for row in np.flatnonzero(kinds == _BATCH).tolist():
+            if opened >= 0:
+                part.batches.append(Batch(opened, at + int(places[row]) - opened, stream, base))
+            one = first[row : row + 1]
+            stream, base = int(numbers.value(one, 0)[0]), int(numbers.value(one, 1)[0])
+            opened = at + int(following[places[row]])
+        for row in np.flatnonzero(kinds == _FREQUENCY).tolist():
+            part.per_second = int(numbers.value(first[row : row + 1])[0])
+        _strings(part, numbers, first[kinds == _STRING])
+        _stacks(part, numbers, first[kinds == _STACK])
+        stopped = at + (int(following[places[-1]]) if len(places) else 0)
+        if whole or (stopped > at and at + len(data) < end):
+            at = stopped
+            continue
+        at_fault = data[stopped - at] if stopped - at < len(data) else 0
+        if wire.known(np.array([at_fault], np.uint8))[0]:
+            trace.warnings.append(f"the file ends in the middle of an event, at byte {stopped:,}")
+        else:
+            trace.warnings.append(f"no event at byte {stopped:,}: what follows is not read")
+        part.complete = False
+        at = end
+        end = stopped
+        break
+    if opened >= 0 and end > opened:
+        part.batches.append(Batch(opened, end - opened, stream, base))
+
+
+def _strings(part: Part, numbers: Numbers, first: Places) -> None:
+    ids, lengths = numbers.value(first), numbers.value(first, 1)
+    starts = numbers.end(first, 1) + 1
+    for id_, start, length in zip(ids.tolist(), starts.tolist(), lengths.tolist(), strict=True):
+        text = numbers.data[start : start + length].tobytes()
+        part.strings.setdefault(id_, text[: 1 << 16].decode("utf-8", "replace"))
+
+
+def _stacks(part: Part, numbers: Numbers, first: Places) -> None:
+    if not len(first):
+        return
+    ends = numbers.ends[:-1]
+    values = numbers.value(np.concatenate([np.zeros(1, np.int32), ends[:-1] + np.int32(1)]))
+    ids, counts = numbers.value(first), numbers.value(first, 1)
+    where = numbers.before[first] + 2
+    found = [
+        (id_, at, count)
+        for id_, at, count in zip(ids.tolist(), where.tolist(), counts.tolist(), strict=True)
+        if count <= 1000 and at + 4 * count <= len(values)
+    ]
+    part.stacks.read(values, found)
+    part.has_stacks |= bool(found)
+
+
+def _is(type_: NDArray[np.uint8], *types: int) -> NDArray[np.bool_]:
+    table = np.zeros(256, np.bool_)
+    table[list(types)] = True
+    return table[type_]
+
+
+def old_steps(events: Decoded, running: Running) -> Steps:
+    """What ``events`` say of goroutines. ``running``: who runs where, from the events before these."""
+    rows = np.flatnonzero(_STATE[events.type] != NONE)
+    type_, stream = events.type[rows], events.stream[rows]
+    starts = _is(type_, _START, _START_LOCAL, _START_LABEL)
+    exits = _is(type_, _SYSCALL_EXIT, _SYSCALL_EXIT_LOCAL)
+    named = starts | exits | _is(type_, _CREATE, _UNBLOCK, _UNBLOCK_LOCAL, _WAITING, _IN_SYSCALL)
+    goid = np.zeros(len(rows), np.uint64)
+    goid[named] = events.argument(rows[named], 0)
+    stops = _is(type_, _END, _SCHED, _PREEMPT, _SYSCALL_BLOCK, *REASONS)
+    nothing = np.zeros(len(rows), np.int64)
+    now, _ = running.before(stream, starts | stops, np.where(starts, goid, np.uint64(0)), nothing)
+
+    out = Steps.blank(len(rows))
+    out.goid = np.where(named, goid, now)
+    out.at = events.at[rows].copy()
+    for kind, which in ((_SYSCALL_EXIT, 2), (_SYSCALL_EXIT_LOCAL, 1)):
+        # The system call may have ended before the event was written.
+        at = np.flatnonzero(type_ == kind)
+        real = (events.argument(rows[at], which) & np.uint64((1 << 62) - 1)).astype(np.int64)
+        out.at[at] = np.where((real > 0) & (real <= out.at[at]), real, out.at[at])
+    out.order = out.at
+    out.state = _STATE[type_]
+    out.known[:] = _is(type_, _WAITING, _IN_SYSCALL)
+    # Goroutines that were there before are told as if they were created, by nobody, when the trace begins.
+    made = np.flatnonzero(type_ == _CREATE)
+    born = made[now[made] != 0]
+    out.created[:] = 0
+    out.created[born] = 1
+    out.known[made[now[made] == 0]] = 1
+    out.begin[made] = _number(events.argument(rows[made], 1))
+    out.made[born] = _number(events.argument(rows[born], 2))
+    out.parent[born] = now[born]
+    stacked = np.flatnonzero(_is(type_, _SCHED, _PREEMPT, _SYSCALL, *REASONS))
+    out.stack[stacked] = _number(events.argument(rows[stacked], 0))
+    for kind in REASONS:
+        out.reason[type_ == kind] = -2 - kind
+    # The stack of a system call is told when it begins; that it blocks, later.
+    blocked = np.flatnonzero((type_ == _SYSCALL_BLOCK) & np.append(False, (type_ == _SYSCALL)[:-1]))
+    out.stack[blocked] = out.stack[blocked - 1]
+    keep = (out.goid != 0) & (type_ != _SYSCALL) & ~(starts & follows(stream, ~named))
+    return out.take(keep)
+
+
+def _number(values: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Numbers of stacks; 0 is none."""
+    out: NDArray[np.int64] = (values & np.uint64((1 << 62) - 1)).astype(np.int64)
+    out[out == 0] = -1
+    return out
