@@ -27,7 +27,7 @@ from diagtool.golang.names import function_name
             "runtime.gopark runtime.bgsweep runtime.gcenable.gowrap1 runtime.goexit",
         ),
         (
-            "runtime.gopark sync.runtime_SemacquireWaitGroup sync.(*WaitGroup).Wait main.main.gowrap1 runtime.goexit",
+            "runtime.gopark sync.runtime_SemacquireWaitGroup sync.(*WaitGroup).Wait main.main.gowrap1",
             "sync.runtime_SemacquireWaitGroup sync.(*WaitGroup).Wait",
         ),
         ("", ""),

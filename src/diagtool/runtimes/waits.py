@@ -76,8 +76,11 @@ class KernelWaits:
 
     def call(self, thread: CapturedThread) -> str | None:
         """What kind of waiting the system call is that a thread is in (``syscalls.blocking_call``)."""
-        machine = self.capture.process.machine
-        return blocking_call(thread.syscall, thread.syscall_args, thread.wchan, machine)
+        machine, wchan = self.capture.process.machine, thread.wchan
+        frames = self.native.get(thread.tid)
+        if frames and frames[0].language == "go" and thread.registers:
+            wchan = None  # where it was before the stop: goroutines move between threads all the time
+        return blocking_call(thread.syscall, thread.syscall_args, wchan, machine)
 
     def lock(self, thread: CapturedThread | None, call: str | None) -> tuple[str, Thing] | None:
         """(name of the wait, lock of native code that a thread waits for); None where it is not known."""

@@ -14,6 +14,7 @@ from diagtool.runtimes.golang.model import GoRuntime, Status
 __all__ = ["now_of", "wait_seconds"]
 
 _MOST_SECONDS = 10 * 365 * 86400.0
+_LEAST = 1.0  # seconds that an estimate must come to, to say anything
 
 
 def now_of(runtime: GoRuntime) -> tuple[int, bool]:
@@ -34,11 +35,13 @@ def now_of(runtime: GoRuntime) -> tuple[int, bool]:
     return (int(every.max()) if len(every) else 0), True
 
 
-def wait_seconds(runtime: GoRuntime, now: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def wait_seconds(
+    runtime: GoRuntime, now: int, estimated: bool = False
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Seconds for which each goroutine has waited at least; NaN where that is not known."""
     g = runtime.goroutines
     seconds = (now - g.waitsince).astype(np.float64) / 1e9
     waits = np.isin(g.status, (Status.WAITING, Status.SYSCALL, Status.LEAKED))
-    good = waits & (g.waitsince > 0) & (seconds >= 0) & (seconds < _MOST_SECONDS)
+    good = waits & (g.waitsince > 0) & (seconds >= (_LEAST if estimated else 0)) & (seconds < _MOST_SECONDS)
     out: np.ndarray[tuple[int], np.dtype[np.float64]] = np.where(good, seconds, np.nan)
     return out

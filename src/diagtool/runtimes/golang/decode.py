@@ -111,7 +111,7 @@ def add_goroutines(
         parent=g.parent,
         merged=merged,
         stuck=g.status == Status.LEAKED,
-        wait_seconds=wait_seconds(runtime, now)[rows],
+        wait_seconds=wait_seconds(runtime, now, estimated)[rows],
     )
     _add_labels(builder, go)
     _add_tables(builder, go, estimated)

@@ -1,8 +1,8 @@
 """The function tables that every Go program carries: what runs at an address, and how deep its frame is.
 
 Facts: cmd/link/internal/ld/pcln.go writes them, runtime/symtab.go and symtabinl.go read them. ``ftab`` has
-the functions by address; each ``_func`` refers to tables of (value, until which pc), as pairs of numbers of
-variable length, and to the tree of what was inlined in it. All offsets are relative to tables of its moduledata.
+the functions by address; each ``_func`` refers to tables of (value, until which pc): pairs of numbers of
+variable length, and to the tree of what was inlined in it. All offsets are relative to tables of moduledata.
 """
 
 from __future__ import annotations
