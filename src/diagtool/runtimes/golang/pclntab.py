@@ -273,6 +273,29 @@ class Functions:
         value = self._value(function, function.pcsp, pc)
         return value if value is not None and value >= 0 and value % 8 == 0 else -1
 
+    def value(self, function: Function, table: int, pc: int) -> int:
+        """The value at ``pc`` in a table of a function (a PCDATA of :meth:`tables_of`); -1: there is none."""
+        found = self._value(function, table, pc)
+        return -1 if found is None else found
+
+    def tables_of(self, function: Function) -> tuple[int, list[int], list[int]] | None:
+        """(bytes of its arguments, its PCDATA tables, addresses of its FUNCDATA); 0 where one is not there."""
+        tables, memory = self._tables[function.module], self.runtime.memory
+        number = int(np.searchsorted(tables.entries, np.uint64(function.entry), side="right")) - 1
+        address = tables.functions + int(tables.offsets[number])
+        head = memory.try_read(address, self._head)
+        if head is None:
+            return None
+        at = self._o("npcdata")
+        count, data_count = int.from_bytes(head[at : at + 4], "little"), head[self._o("nfuncdata")]
+        more = memory.try_read(address + self._head, 4 * (count + data_count)) if count <= 64 else None
+        if more is None:
+            return None
+        words = np.frombuffer(more, "<u4").tolist()
+        at = self._o("args")
+        places = [tables.inline + w if w != _NONE and tables.inline else 0 for w in words[count:]]
+        return int.from_bytes(head[at : at + 4], "little"), words[:count], places
+
     def _value(self, function: Function, table: int, pc: int) -> int | None:
         if not table or pc < function.entry:
             return None

@@ -9,14 +9,14 @@ things that it
 waits on reaches it, and it reaches what its stack refers to. So one marking over the pointers of the heap
 settles all of them, in whatever order they hang on each other. Who is not reached can't be woken.
 
-Stacks are looked at word by word, whatever is in them, and memory of C too: that may keep things alive which
-nobody will use again. Where anything is missing, nothing is proven.
+Memory of C is looked at word by word, as are registers and what was interrupted: that may keep things alive
+which nobody will use again. Where anything is missing, nothing is proven.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,11 @@ from diagtool.runtimes.golang.heap.objects import Objects
 from diagtool.runtimes.golang.heap.pointers import Masks
 from diagtool.runtimes.golang.heap.roots import called_for_dead, data_words, specials_of
 from diagtool.runtimes.golang.heap.spans import IN_USE, Spans, find_heap, read_spans
+from diagtool.runtimes.golang.liveness.stacks import Stacks
 from diagtool.runtimes.golang.liveness.threads import Held, held_by_threads
 from diagtool.runtimes.golang.liveness.waiting import Waiting, waits_of
 from diagtool.runtimes.golang.model import GoRuntime, Status
+from diagtool.runtimes.golang.pclntab import Functions
 from diagtool.runtimes.native.fetching import fetch
 from diagtool.runtimes.native.memorymap import Ranges, is_libc, private_memory
 from diagtool.runtimes.native.reach import Edges, mark
@@ -41,13 +43,22 @@ __all__ = ["Proof", "prove"]
 
 _Index = NDArray[np.int64]
 
-_STACK_STEP = 1 << 21  # words of stacks read at a time
 _MOST_STACK = 1 << 30  # bytes of one goroutine's: runtime.maxstacksize
 _EDGE = 24  # bytes of memory that an edge takes while it is looked at
 _MOST_EDGES = 1 << 30
 _STEP = 4 << 20
+#: In these, a pointer may be in a vector register and nowhere else.
+_MOVES = frozenset(
+    {
+        "runtime.memmove",
+        "runtime.duffcopy",
+        "runtime.asyncPreempt",
+        "runtime.asyncPreempt2",
+        "runtime.xRegSave",
+        "runtime.xRegRestore",
+    }
+)
 _MOST_FOREIGN = 4 << 30  # bytes of memory that is not Go's
-_BELOW = 128
 _SHOWN = 0x7FFFFFFF
 
 
@@ -69,7 +80,7 @@ class _Unknown(Exception):
     """Why nothing can be proven."""
 
 
-def prove(runtime: GoRuntime, waits: Sequence[str], heap: int | None = None) -> Proof:
+def prove(runtime: GoRuntime, functions: Functions, waits: Sequence[str], heap: int | None = None) -> Proof:
     """Who is stuck of ``runtime.goroutines``; ``waits`` says in the words of ``golang.waits`` what each
     waits on."""
     nobody = np.zeros(len(runtime.goroutines), np.bool_)
@@ -77,7 +88,7 @@ def prove(runtime: GoRuntime, waits: Sequence[str], heap: int | None = None) -> 
     if not waiting.judged.any():
         return Proof(nobody, "", waiting)
     try:
-        marking = _Marking(runtime, waiting, heap)
+        marking = _Marking(runtime, functions, waiting, heap)
         proof = marking.run()
     except _Unknown as reason:
         return Proof(nobody, str(reason), waiting, int(waiting.judged.sum()))
@@ -88,14 +99,10 @@ def prove(runtime: GoRuntime, waits: Sequence[str], heap: int | None = None) -> 
     return proof
 
 
-@dataclass(slots=True)
-class _Roots:
-    words: list[U64] = field(default_factory=list)
-
-
 class _Marking:
-    def __init__(self, runtime: GoRuntime, waiting: Waiting, heap: int | None) -> None:
+    def __init__(self, runtime: GoRuntime, functions: Functions, waiting: Waiting, heap: int | None) -> None:
         self.runtime = runtime
+        self.functions = functions
         self.memory = runtime.memory
         self.capture = runtime.capture
         self.waiting = waiting
@@ -167,6 +174,10 @@ class _Marking:
     def _sound(self, held: Held) -> None:
         if held.wrong:
             raise _Unknown(held.wrong)
+        for place in held.places:
+            function = self.functions.at(place)
+            if function is not None and function.name.removesuffix(".abi0") in _MOVES:
+                raise _Unknown("a thread was just moving memory: look again")
         every = self.all
         alive = ~np.isin(every.status, (Status.DEAD, Status.DEADEXTRA, Status.IDLE))
         high = every.hi - every.lo
@@ -245,47 +256,23 @@ class _Marking:
     # -- goroutines -------------------------------------------------------------------------------------
 
     def _stacks(self, marked: Mask, held: Held) -> tuple[_Index, _Index]:
-        """Mark what the stacks of those refer to that are not judged; of the others the pointers: (node,
-        object)."""
-        every = self.all
-        alive = ~np.isin(every.status, (Status.DEAD, Status.DEADEXTRA, Status.IDLE)) & (every.lo > 0)
-        start = self._starts(held)
+        """Mark what the stacks of those refer to that are not judged; of the others the pointers:
+        (node, object)."""
         judged = self.waiting.judged
-        rows = np.flatnonzero(alive)
-        node = np.zeros(len(every), np.int64)
+        node = np.zeros(len(self.all), np.int64)
         node[self.rows] = len(self.objects) + np.arange(len(self.rows))
         sources, targets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        for some in _pieces(rows, ((every.hi - start) >> np.uint64(3)).astype(np.int64)):
-            counts = ((every.hi[some] - start[some]) >> np.uint64(3)).astype(np.int64)
-            owner = np.repeat(some, counts)
-            inner = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-            words, ok = self.memory.load(start[owner] + (inner * 8).astype(np.uint64))
-            if not ok.all():
+        for part in Stacks(self.runtime, self.functions, held.pointers).words():
+            if part.missing:
                 raise _Unknown("stacks of goroutines are not in the capture")
-            near = np.flatnonzero(self.objects.near(words))
-            number, there = self.objects.nodes(words[near])
-            owner, number = owner[near][there], number[there]
+            near = np.flatnonzero(self.objects.near(part.words))
+            number, there = self.objects.nodes(part.words[near])
+            owner, number = part.row[near][there], number[there]
             mine = judged[owner]
             marked[number[~mine]] = True
             sources.append(node[owner[mine]])
             targets.append(number[mine])
         return np.concatenate(sources), np.concatenate(targets)
-
-    # From where on a goroutine's stack is in use.
-    def _starts(self, held: Held) -> U64:
-        every = self.all
-        start = every.sp.copy()
-        loose = np.isin(every.status, (Status.RUNNING, Status.SYSCALL, Status.COPYSTACK)) | every.scan
-        start[loose] = every.lo[loose]
-        # Where a thread is on it: from its stack pointer on.
-        order = np.argsort(every.lo)
-        at = np.searchsorted(every.lo[order], held.pointers, side="right") - 1
-        for pointer, i in zip(held.pointers.tolist(), at.tolist(), strict=True):
-            row = int(order[i]) if i >= 0 else -1
-            if row >= 0 and every.lo[row] <= pointer < every.hi[row] and loose[row] and not every.scan[row]:
-                start[row] = max(int(every.lo[row]), pointer - _BELOW)
-        aligned: U64 = start & np.uint64((1 << 64) - 8)
-        return aligned
 
     def _with_goroutines(self, marked: Mask, edges: Edges, source: _Index, target: _Index) -> Edges:
         """The pointers of the heap, with an edge from each thing to who waits on it, and from them to what
@@ -313,12 +300,3 @@ class _Marking:
     # What the runtime itself found out stays so: such a goroutine can't run again.
     def _agreed(self, stuck: Mask) -> None:
         stuck |= self.all.status == Status.LEAKED
-
-
-def _pieces(rows: _Index, words: _Index) -> list[_Index]:
-    """``rows`` in parts of so many words each; a stack may be larger than that alone."""
-    if not len(rows):
-        return []
-    total = np.cumsum(words[rows])
-    cuts = np.flatnonzero(np.diff(total // _STACK_STEP)) + 1
-    return np.split(rows, cuts)

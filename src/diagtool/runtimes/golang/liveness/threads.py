@@ -42,7 +42,8 @@ def held_by_threads(runtime: GoRuntime) -> Held:
     program, stack, _ = _PROGRAM[runtime.machine]
     order = MappingOrder(capture.mappings)
     words: list[U64] = [np.zeros(0, np.uint64)]
-    pointers, places = [], []
+    pointers: dict[int, int] = {}
+    places = []
     every = runtime.goroutines
     by_start = np.argsort(every.lo)
     lows, highs = every.lo[by_start], every.hi[by_start]
@@ -52,7 +53,7 @@ def held_by_threads(runtime: GoRuntime) -> Held:
             wrong = f"thread {thread.tid} did not stop"
             continue
         pointer = thread.registers.get(stack, 0)
-        pointers.append(pointer)
+        pointers[pointer] = thread.registers.get(program, 0)
         m = _m_of(runtime, thread)
         if m and _is_idle(runtime, m):
             continue
@@ -65,7 +66,7 @@ def held_by_threads(runtime: GoRuntime) -> Held:
         if i >= 0 and lows[i] and pointer < highs[i]:
             continue  # a goroutine's: it is looked at there
         words.append(_stack(runtime, order, m, pointer))
-    return Held(np.concatenate(words), np.array(pointers, np.uint64), places, wrong)
+    return Held(np.concatenate(words), pointers, places, wrong)
 
 
 def _stack(runtime: GoRuntime, order: MappingOrder, m: int, pointer: int) -> U64:
