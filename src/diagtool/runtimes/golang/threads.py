@@ -1,7 +1,7 @@
 """Frames of threads that run Go code: by Go's own function tables, which stripped programs have, too.
 
-A thread in C that Go called keeps the frames that were unwound there, up to where Go begins; those of Go get
-their names from its tables.
+A thread in C that Go called keeps the frames that were unwound there, up to where Go begins; behind them come
+those of the goroutine that called.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import numpy as np
 
 from diagtool.runtimes.golang.decode import DecodedGo
 from diagtool.runtimes.golang.starts import registers_of
-from diagtool.runtimes.golang.unwind import Starts, unwind
+from diagtool.runtimes.golang.unwind import Starts, Trie, unwind
 from diagtool.runtimes.native.stacks.model import NativeFrame, NativeStacks
 
 __all__ = ["with_go_frames"]
 
 _REACH = 8 << 20  # bytes above the stack pointer in which frames may lie: a goroutine's stack may be large
 _TOP = 1 << 47
+_CALLS_C = "runtime.asmcgocall"
 
 
 def with_go_frames(go: DecodedGo, stacks: NativeStacks) -> NativeStacks:
@@ -27,20 +28,42 @@ def with_go_frames(go: DecodedGo, stacks: NativeStacks) -> NativeStacks:
     frames: dict[int, Sequence[NativeFrame]] = dict(stacks.frames)
     cut = dict(stacks.cut)
     own = _in_go(go)
-    for tid in own:
+    for tid, found in own.items():
+        frames[tid] = [*found, *_outside(go, stacks.frames.get(tid, ()))]
         cut.pop(tid, None)
-    frames.update(own)
+    callers = _callers(go)
     for tid, native in stacks.frames.items():
         if tid not in own:
-            named = _named(go, native)
-            if named is not native and tid in cut:
-                cut.pop(tid)  # what lies outside of Go's entry to C is the goroutine's
-            frames[tid] = named
+            frames[tid] = named = _named(go, native)
+            called = next((i for i, f in enumerate(named) if f.function == _CALLS_C), None)
+            if called is not None:
+                # The stack behind it was the scheduler's before, and is left as it was.
+                frames[tid] = [*named[: called + 1], *_at_node(go, callers.get(tid, 0), named[called].sp)]
+                cut.pop(tid, None)
     order = {thread.tid: number for number, thread in enumerate(go.runtime.capture.threads)}
     ordered: Mapping[int, Sequence[NativeFrame]] = dict(
         sorted(frames.items(), key=lambda i: order.get(i[0], 0))
     )
     return NativeStacks(ordered, cut, stacks.warnings)
+
+
+def _outside(go: DecodedGo, native: Sequence[NativeFrame]) -> list[NativeFrame]:
+    """Of a thread that is in Go now, the frames of C that called Go at some time: what other runtimes know."""
+    inside = go.functions.contains(np.array([f.pc for f in native], np.uint64)) if native else None
+    if inside is None or not inside.any():
+        return []
+    outer = list(native[int(np.flatnonzero(inside)[-1]) + 1 :])
+    if outer:
+        outer[0] = replace(outer[0], guessed=True)
+    return outer
+
+
+def _callers(go: DecodedGo) -> dict[int, int]:
+    """The stack (a node) of the goroutine that is in a call of C or the kernel, by tid."""
+    g = go.runtime.goroutines
+    rows = np.flatnonzero((g.syscall_sp != 0) & (g.m != 0))
+    tids = go.owners.of(g.m[rows])
+    return {tid: int(go.trie.leaf[row]) for tid, row in zip(tids.tolist(), rows.tolist(), strict=True) if tid}
 
 
 def _in_go(go: DecodedGo) -> dict[int, list[NativeFrame]]:
@@ -54,13 +77,18 @@ def _in_go(go: DecodedGo) -> dict[int, list[NativeFrame]]:
     trie = unwind(go.runtime, go.functions, Starts(pc, sp, lr, sp.copy(), hi, np.ones(len(pc), np.bool_)))
     out = {}
     for number, i in enumerate(inside.tolist()):
-        found: list[NativeFrame] = []
-        node = int(trie.leaf[number])
-        while node:
-            found += _of_place(go, trie.place[node], int(sp[number]))
-            node = trie.parent[node]
-        out[threads[i].tid] = found
+        out[threads[i].tid] = _at_node(go, int(trie.leaf[number]), int(sp[number]), trie)
     return out
+
+
+def _at_node(go: DecodedGo, node: int, sp: int, trie: Trie | None = None) -> list[NativeFrame]:
+    """The frames of a stack, innermost first."""
+    trie = go.trie if trie is None else trie
+    found: list[NativeFrame] = []
+    while node:
+        found += _of_place(go, trie.place[node], sp)
+        node = trie.parent[node]
+    return found
 
 
 def _of_place(go: DecodedGo, place: int, sp: int) -> list[NativeFrame]:
