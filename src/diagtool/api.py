@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from diagtool.capture.clonemode import CloneMode
     from diagtool.capture.model import Capture
+    from diagtool.ingest.service import Asking
     from diagtool.leaks.model import Report
     from diagtool.leaks.source.files import Sources
     from diagtool.runtimes.decode import Decoding
@@ -30,14 +31,18 @@ _MAX_PID = 1 << 22
 _LITTLE = 16 << 20  # bytes copied in the stop where nobody looks at stacks or objects
 
 
-def kind_of(target: TargetName) -> Literal["live", "core", "store", "evidence"]:
+def kind_of(target: TargetName) -> Literal["live", "core", "store", "evidence", "service"]:
     """What ``target`` names. Files are told by their content, digits are a pid unless a file is so called.
+
+    What starts with http:// or https:// is a service.
 
     Raises NoSuchTarget, NotPermitted or NotSupported.
     """
     if isinstance(target, int):
         return "live"
     text = os.fspath(target)
+    if text.lower().startswith(("http://", "https://")):
+        return "service"
     path = Path(text)
     try:
         if not text:  # of which Path makes "."
@@ -102,6 +107,8 @@ def capture(
             exe=None if exe is None else os.fspath(exe),
             sysroot=None if sysroot is None else os.fspath(sysroot),
         )
+    if kind == "service":
+        raise NotSupported(f"{target} gives no memory", "Ask it with snapshot().")
     raise NotSupported(f"{target} is a snapshot already", "Read it with load().")
 
 
@@ -124,8 +131,11 @@ def snapshot(
     clone: CloneMode | None = None,
     keep: Callable[[Capture], None] | None = None,
     look: Callable[[Capture], None] | None = None,
+    asking: Asking | None = None,
 ) -> Snapshot:
     """The decoded state of a process (pid), a core, a .diag file or what other tools wrote (path).
+
+    Or what a Go service tells that serves net/http/pprof (its address, ``asking`` says how it is asked).
 
     Of a file with several dumps the last one; :func:`load_series` gives all.
     ``heap`` counts all objects of a process or core by type, too (``Snapshot.tables["heap_types"]``);
@@ -147,8 +157,8 @@ def snapshot(
     kind = kind_of(target)
     if kind == "store":
         return load(os.fspath(target))  # type: ignore[arg-type]  # an int is live
-    if kind == "evidence":
-        return load_series(os.fspath(target))[-1]  # type: ignore[arg-type]
+    if kind in ("evidence", "service"):
+        return load_series(os.fspath(target), asking)[-1]  # type: ignore[arg-type]
     if not stacks:
         return _outline(target, exe, sysroot, inventory)
     native = heap if native is None else native
@@ -234,13 +244,19 @@ def load(path: str | os.PathLike[str]) -> Snapshot:
     return store.load(path)
 
 
-def load_series(path: str | os.PathLike[str]) -> list[Snapshot]:
+def load_series(path: str | os.PathLike[str], asking: Asking | None = None) -> list[Snapshot]:
     """All snapshots in a file, oldest first: a log may hold several goroutine dumps; a .diag file has one.
 
+    ``path`` may be the address of a service, too, which is asked as ``asking`` says.
     Raises TargetError (``diagtool.capture.errors``), or StoreError for a .diag file.
     """
-    if kind_of(path) == "store":
+    kind = kind_of(path)
+    if kind == "store":
         return [load(path)]
+    if kind == "service":
+        from diagtool.ingest.service import read_service
+
+        return read_service(os.fspath(path), asking)
     from diagtool.ingest import read_evidence
 
     return read_evidence(path)

@@ -25,11 +25,13 @@ from diagtool.cli.options import (
     templates_option,
     verbose_option,
 )
+from diagtool.cli.service import service_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from diagtool.capture.clonemode import CloneMode
+    from diagtool.ingest.service import Asking
     from diagtool.leaks.model import Report
     from diagtool.leaks.template import Template
     from diagtool.report.sources import Sources
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @click.command("leaks", short_help="Say what leaked or hangs, why, and how to fix it.")
-@target_argument("targets", metavar="TARGET...", nargs=-1, required=True)
+@target_argument("targets", metavar="TARGET...", nargs=-1)
 @click.option(
     "--format",
     "formats",
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
 @all_option("Show idle stacks, too: worker pools, event loops, listeners.")
 @core_options
 @source_option
+@service_options
 @verbose_option
 @color_option
 def command(
@@ -106,13 +109,15 @@ def command(
     exe: str | None,
     sysroot: str | None,
     sources: tuple[str, ...],
+    asking: Asking,
     verbose: bool,
 ) -> int:
     """Say what leaked or hangs, why, since when, who holds it, and what to change.
 
     TARGET is a process id, a core file (kernel, gcore or systemd; plain or compressed with gzip, xz, lz4
     or zstd), or a FILE.diag that `diagtool snapshot` wrote, recognised by its content. Several snapshots
-    of one process, oldest first, report only what persisted or grew.
+    of one process, oldest first, report only what persisted or grew. The address of a Go service is a TARGET,
+    too: what it serves with net/http/pprof is read (`diagtool snapshot --help` says how).
 
     With --heap objects and native blocks are counted, too, and judged: what is lost, who holds most, and in
     a series what grew (three snapshots taken with --heap, the last after the load is over). Of a core that
@@ -148,6 +153,7 @@ def command(
         diagtool leaks core.4242.zst --sysroot /srv/image
         diagtool leaks service.diag --source src
         diagtool leaks before.diag after.diag
+        diagtool leaks http://127.0.0.1:6060/debug/pprof
         diagtool leaks 4242 --heap
         diagtool leaks 4242 --format json --fail-on proven -o leaks.json
         diagtool leaks 4242 --format github --format sarif=leaks.sarif
@@ -191,6 +197,7 @@ def command(
         frames=native is not False,
         unwinder=unwinder,
         debug_directories=debug_directories,
+        asking=asking,
     )
     resolved = [look(target, heap=looks_at_heap(target, heap)) for target in targets]
 

@@ -31,9 +31,9 @@ def color_wanted(context: click.Context) -> str:
 
 
 def _considerate(
-    context: click.Context, parameter: click.Parameter, value: str | tuple[str, ...]
-) -> str | tuple[str, ...]:
-    names = (value,) if isinstance(value, str) else value
+    context: click.Context, parameter: click.Parameter, value: str | tuple[str, ...] | None
+) -> str | tuple[str, ...] | None:
+    names = (value,) if isinstance(value, str) else value or ()
     if "-" in names and not context.resilient_parsing:
         path = _standard_input()
         names = tuple(path if name == "-" else name for name in names)

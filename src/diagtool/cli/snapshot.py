@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,18 +20,20 @@ from diagtool.cli.options import (
     output_option,
     target_argument,
 )
+from diagtool.cli.service import service_options
 
 if TYPE_CHECKING:
     from diagtool.capture.clonemode import CloneMode
     from diagtool.cli.corefile import SlimCore
     from diagtool.cli.recording import Recorded
+    from diagtool.ingest.service import Asking
     from diagtool.report.text import Line
     from diagtool.runtimes.native.stacks import Unwinder
     from diagtool.snapshot.model import Snapshot
 
 
 @click.command("snapshot", short_help="Stop a process for milliseconds, keep everything in a file.")
-@target_argument("target", metavar="PID")
+@target_argument("target", metavar="PID", required=False)
 @output_option("Write to FILE; default: diagtool-PID-TIME.diag in this folder.")
 @click.option("--heap", is_flag=True, help="Count all objects by type, too, for `diagtool heap FILE.diag`.")
 @click.option(
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 @clone_option("auto with --heap, else never")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON (diagtool.snapshot/1).")
 @core_options
+@service_options
 @color_option
 def command(
     target: str,
@@ -63,6 +67,7 @@ def command(
     as_json: bool,
     exe: str | None,
     sysroot: str | None,
+    asking: Asking,
 ) -> int:
     """Stop a process for milliseconds and keep everything in a file.
 
@@ -88,6 +93,12 @@ def command(
     installed for diagtool (pip install 'diagtool[memray]') and for the process. It makes the process slower
     for that time. Where it can't be attached, a warning says why, and the snapshot is taken without.
 
+    With --url a Go service is asked that serves net/http/pprof there, in the place of a process: for its
+    goroutines, heap, contended locks and command line, never for profiles of processor time or traces. The
+    full dump of goroutines stops the service while it is written; with more than --dump-limit their profile
+    is read instead, which does not, and tells no numbers, creators and times. Nothing of the service is
+    stopped otherwise. Passwords are best given with --header @FILE.
+
     You must be its owner or root; `diagtool doctor PID` says what is missing.
 
     FILE.diag is readable by you only. It holds names, paths and simple values of the process, no memory
@@ -102,6 +113,7 @@ def command(
         diagtool snapshot 4242 --allocations 30s
         diagtool snapshot 4242 --allocations 30s --heap --native
         diagtool snapshot core.4242 -o crash.diag
+        diagtool snapshot --url http://127.0.0.1:6060/debug/pprof
 
     \b
     Exit status:
@@ -136,6 +148,7 @@ def command(
             clone=clone,
             keep=None if slim is None else slim.write,
             look=None if recorded is None else recorded.look,
+            asking=asking,
         ).snapshot
         if recorded is not None:
             recorded.add_to(snap)
@@ -179,7 +192,8 @@ def _free_name(snap: Snapshot) -> Path:
     # A second snapshot within the second must not replace the first.
     at = snap.target.captured_at or 0.0
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at if 0 < at < 2**32 else time.time()))
-    stem = f"diagtool-{snap.target.pid or 'unknown'}-{stamp}"
+    name = snap.target.pid or re.sub(r"[^\w.-]+", "_", snap.target.host or "") or "unknown"
+    stem = f"diagtool-{name}-{stamp}"
     names = (Path(f"{stem}{suffix}.diag") for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
     return next((name for name in names if not os.path.lexists(name)), Path(f"{stem}-{os.getpid()}.diag"))
 
@@ -191,8 +205,9 @@ def _tell(snap: Snapshot, path: Path, core: Path | None) -> None:
     from diagtool.report.text import clean, count, size
 
     threads = len(snap.threads) or snap.count("thread")
-    what = f"{count(len(snap.stacks), 'stack')}: {count(threads, 'thread')}, "
-    what += count(documents.live_tasks(snap), "task")
+    counted = {"thread": threads, "task": documents.live_tasks(snap), "goroutine": snap.count("goroutine")}
+    said = [count(n, name) for name, n in counted.items() if n or (name != "goroutine" and threads)]
+    what = f"{count(len(snap.stacks), 'stack')}" + (f": {', '.join(said)}" if said else "")
     file = clean(str(path))
     lines = [
         *warnings(snap.warnings, View(width(None))),

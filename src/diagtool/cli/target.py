@@ -21,10 +21,17 @@ if TYPE_CHECKING:
 
     from diagtool.capture.clonemode import CloneMode
     from diagtool.capture.model import Capture
+    from diagtool.ingest.service import Asking
     from diagtool.runtimes.native.stacks import Unwinder
     from diagtool.snapshot.model import Snapshot
 
-_DOING = {"live": "reading process", "core": "reading core", "store": "reading", "evidence": "reading"}
+_DOING = {
+    "live": "reading process",
+    "core": "reading core",
+    "store": "reading",
+    "evidence": "reading",
+    "service": "asking",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,7 @@ class How(TypedDict, total=False):
     clone: CloneMode | None
     keep: Callable[[Capture], None] | None
     look: Callable[[Capture], None] | None
+    asking: Asking | None
 
 
 def resolve(
@@ -79,13 +87,22 @@ def resolve(
     kind = kind_of(text)
     if kind != "live" and output is not None and _is_same(text, output):
         raise click.UsageError(f"{output} is the file to be read. Name another one with -o.")
-    with progress(f"{_DOING[kind]} {text}"):
-        *earlier, snap = load_series(text) if kind == "evidence" else [snapshot(text, **how)]
+    with progress(f"{_DOING[kind]} {without_password(text)}"):
+        if kind in ("evidence", "service"):
+            *earlier, snap = load_series(text, how.get("asking"))
+        else:
+            earlier, snap = [], snapshot(text, **how)
     root = how.get("sysroot")
     if root is None and kind == "live":
         root = f"/proc/{int(text)}/root"  # a target in another mount namespace has its sources there
     codes = snap.tables.get("code_objects", ())
     return Resolved(snap, Sources(snap.target, root, folders=sources, codes=codes), tuple(earlier))
+
+
+def without_password(text: str) -> str:
+    """``text``, the password of an address left out."""
+    start, found, rest = text.partition("://")
+    return f"{start}://{rest.rpartition('@')[2]}" if found and "@" in rest.partition("/")[0] else text
 
 
 def look_at_objects(look: Callable[..., Resolved], objects: bool) -> Resolved:

@@ -7,16 +7,21 @@
 from __future__ import annotations
 
 import os
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from diagtool.capture.errors import BadEvidence, NotSupported
 from diagtool.ingest.pprof.profile import MOST_BYTES, Profile, ProfileError, looks_like_profile, parse
 from diagtool.snapshot.model import Snapshot, SnapshotBuilder, Target
 
-__all__ = ["is_profile", "parsed", "read_profile", "snapshot_of_profile"]
+__all__ = [
+    *("goroutine_snapshot", "is_profile", "parsed", "read_profile"),
+    *("snapshot_of_profile", "tables_of"),
+]
 
 _AGAIN = "Take it again: curl -o FILE http://HOST:PORT/debug/pprof/goroutine."
 _OTHERS = "diagtool reads profiles of goroutines, goroutineleak, heap, allocs, block and mutex."
+
+_CONTENTION = {"mutex": "profile of mutexes", "block": "profile of blocking"}
 
 #: What profiles are that have nothing to say about leaks: by the types of their values.
 _REFUSED = {
@@ -52,41 +57,67 @@ def parsed(data: bytes, name: str) -> Profile:
 
 def snapshot_of_profile(profile: Profile, name: str) -> Snapshot:
     """What a profile tells, by its kind. Raises NotSupported for one that tells nothing of leaks."""
-    from diagtool.ingest.pprof.contention import contention_table, is_contention, kind_of_contention
-    from diagtool.ingest.pprof.frames import Frames, go_version
+    if profile.column("goroutine") is not None or profile.column("goroutineleak") is not None:
+        return goroutine_snapshot(profile)
+    tables = tables_of(profile)
+    if not tables:
+        _refuse(profile, name)
+    snapshot = _builder(profile).finish()
+    snapshot.tables.update(tables)
+    kinds = {str(row["kind"]) for row in tables.get("contention", ())} or {"block"}
+    said = "heap profile" if "allocation_sites" in tables else _CONTENTION[kinds.pop()]
+    snapshot.target.details["evidence"] = f"{said} (pprof)"
+    snapshot.warnings += profile.warnings
+    return snapshot
+
+
+def goroutine_snapshot(profile: Profile, leaked: Profile | None = None) -> Snapshot:
+    """The goroutines of a profile. ``leaked``: the profile of leaked ones of the same service, taken before.
+
+    Of a profile of leaked ones all are: the runtime proved it.
+    """
     from diagtool.ingest.pprof.goroutines import add_goroutines
+
+    builder = _builder(profile)
+    proved = profile if profile.column("goroutineleak") is not None else leaked
+    warnings = add_goroutines(builder, profile, proved)
+    snapshot = builder.finish()
+    target = snapshot.target
+    target.runtime = target.runtime or "go"
+    said = "profile of leaked goroutines" if proved is profile else "goroutine profile"
+    target.details["evidence"] = f"{said} (pprof)"
+    if proved is not None:
+        target.details["exact"] = True
+    snapshot.warnings += [*profile.warnings, *warnings]
+    return snapshot
+
+
+def tables_of(profile: Profile, name: str | None = None) -> dict[str, list[dict[str, Any]]]:
+    """The tables that a profile without goroutines becomes, by name; none of one that says nothing of leaks.
+
+    ``name``: what the profile is called where it came from.
+    """
+    from diagtool.ingest.pprof.contention import contention_table, is_contention
     from diagtool.ingest.pprof.heap import heap_tables, is_heap
 
-    target = Target(
-        kind="evidence",
-        runtime=go_version(profile) if Frames(profile).go else "",
-        exe=profile.executable or None,
-        captured_at=profile.time,
+    if is_heap(profile):
+        return heap_tables(profile)
+    if is_contention(profile):
+        return {"contention": contention_table(profile, name if name in _CONTENTION else None)}
+    return {}
+
+
+def _builder(profile: Profile) -> SnapshotBuilder:
+    from diagtool.ingest.pprof.frames import Frames, go_version
+
+    return SnapshotBuilder(
+        Target(
+            kind="evidence",
+            runtime=go_version(profile) if Frames(profile).go else "",
+            exe=profile.executable or None,
+            captured_at=profile.time,
+        )
     )
-    builder = SnapshotBuilder(target)
-    warnings = list(profile.warnings)
-    leaked = profile.column("goroutineleak") is not None
-    if leaked or profile.column("goroutine") is not None:
-        target.runtime = target.runtime or "go"
-        said = "profile of leaked goroutines" if leaked else "goroutine profile"
-        warnings += add_goroutines(builder, profile, leaked=leaked)
-        if leaked:
-            target.details["exact"] = True
-        snapshot = builder.finish()
-    elif is_heap(profile):
-        said = "heap profile"
-        snapshot = builder.finish()
-        snapshot.tables.update(heap_tables(profile))
-    elif is_contention(profile):
-        kind = kind_of_contention(profile)
-        said = "profile of mutexes" if kind == "mutex" else "profile of blocking"
-        snapshot = builder.finish()
-        snapshot.tables["contention"] = contention_table(profile, kind)
-    else:
-        _refuse(profile, name)
-    target.details["evidence"] = f"{said} (pprof)"
-    snapshot.warnings += warnings
-    return snapshot
 
 
 def _refuse(profile: Profile, name: str) -> NoReturn:

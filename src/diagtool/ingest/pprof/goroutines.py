@@ -38,10 +38,10 @@ def reason_of(frames: Sequence[Frame]) -> str:
     return "running" if innermost in _WRITES else "runnable"
 
 
-def add_goroutines(builder: SnapshotBuilder, profile: Profile, *, leaked: bool) -> list[str]:
+def add_goroutines(builder: SnapshotBuilder, profile: Profile, proved: Profile | None = None) -> list[str]:
     """Add the goroutines of a profile, as many as it counts; warnings of what is left out.
 
-    ``leaked``: it is a profile of those that the runtime proved to wait for ever.
+    ``proved``: those that the runtime proved to wait for ever, the same profile or one taken before.
     """
     warnings: list[str] = []
     counts = np.maximum(profile.values[:, 0], 0)
@@ -60,6 +60,7 @@ def add_goroutines(builder: SnapshotBuilder, profile: Profile, *, leaked: bool) 
     known = np.array([k is not None for k in kinds], np.bool_)
     counts = np.where(known[profile.stack], counts, 0)
     rows = np.repeat(profile.stack, counts)
+    stuck = _stuck(profile, proved, counts)
     state, wait, trace, merged = table[rows].T
     first = builder.add(
         [""] * len(rows),
@@ -68,7 +69,7 @@ def add_goroutines(builder: SnapshotBuilder, profile: Profile, *, leaked: bool) 
         wait=wait,
         trace=trace,
         merged=merged,
-        stuck=int(leaked),
+        stuck=stuck,
     )
     warnings += _label(builder, profile, first, counts)
     cut = _cut(profile)
@@ -93,6 +94,24 @@ def _kinds(builder: SnapshotBuilder, profile: Profile) -> tuple[list[Kind | None
             continue
         out.append(goroutines.kind(reason_of(found), found))
     return out, missing
+
+
+def _stuck(profile: Profile, proved: Profile | None, counts: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Which rows are among those that are proved: of each stack with its labels so many, the first ones."""
+    if proved is None or proved is profile:
+        return np.full(int(counts.sum()), proved is profile and proved is not None, np.uint8)
+    known: dict[object, int] = {}
+    for sample, (stack, count) in enumerate(zip(proved.stack.tolist(), proved.values[:, 0], strict=True)):
+        key = (tuple(proved.places(stack)), frozenset(proved.labels_of(sample)))
+        known[key] = known.get(key, 0) + max(int(count), 0)
+    many = np.zeros(len(counts), np.int64)
+    for sample, (stack, count) in enumerate(zip(profile.stack.tolist(), counts.tolist(), strict=True)):
+        key = (tuple(profile.places(stack)), frozenset(profile.labels_of(sample)))
+        many[sample] = min(known.get(key, 0), count)
+        known[key] = known.get(key, 0) - int(many[sample])
+    starts = np.cumsum(counts) - counts
+    number = np.arange(int(counts.sum())) - np.repeat(starts, counts)
+    return (number < np.repeat(many, counts)).astype(np.uint8)
 
 
 def _cut(profile: Profile) -> int:
