@@ -48,7 +48,7 @@ def with_go_frames(go: DecodedGo, stacks: NativeStacks) -> NativeStacks:
 
 
 def _outside(go: DecodedGo, native: Sequence[NativeFrame]) -> list[NativeFrame]:
-    """Of a thread that is in Go now, the frames of C that called Go at some time: what other runtimes know."""
+    """Of a thread that is in Go now, the frames of C that called Go: in them are those of other runtimes."""
     inside = go.functions.contains(np.array([f.pc for f in native], np.uint64)) if native else None
     if inside is None or not inside.any():
         return []
