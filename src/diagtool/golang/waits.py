@@ -42,7 +42,7 @@ SYSTEM_WAITS = frozenset(
 _BY_FUNCTION: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), wait)
     for pattern, wait in (
-        (r"(internal/)?sync\.\(\*Mutex\)\.(Lock|lockSlow)|sync\.runtime_SemacquireMutex", "sync.Mutex.Lock"),
+        (r"(internal/)?sync\.\(\*Mutex\)\.(Lock|lockSlow)", "sync.Mutex.Lock"),
         (r"sync\.\(\*RWMutex\)\.RLock|sync\.runtime_SemacquireRWMutexR", "sync.RWMutex.RLock"),
         (r"sync\.\(\*RWMutex\)\.Lock|sync\.runtime_SemacquireRWMutex", "sync.RWMutex.Lock"),
         (r"sync\.\(\*WaitGroup\)\.Wait|sync\.runtime_SemacquireWaitGroup", "sync.WaitGroup.Wait"),

@@ -1,0 +1,356 @@
+"""Templates of goroutines: each finds its leak, and stays silent for what is healthy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from diagtool.golang.goroutines import Goroutines, go_frame
+from diagtool.leaks import find_leaks
+from diagtool.leaks.model import Finding
+from diagtool.leaks.template import builtin
+from diagtool.snapshot.model import Snapshot, SnapshotBuilder, Target
+
+HANDLER = "net/http.HandlerFunc.ServeHTTP net/http.serverHandler.ServeHTTP net/http.(*conn).serve"
+READ = "internal/poll.(*FD).Read net.(*netFD).Read net.(*conn).Read"
+LOCK = "sync.runtime_SemacquireMutex sync.(*Mutex).lockSlow sync.(*Mutex).Lock"
+RLOCK = "sync.runtime_SemacquireRWMutexR sync.(*RWMutex).RLock"
+
+
+class Program:
+    """Goroutines under construction, numbered from 1 (main) on."""
+
+    def __init__(self, at: float | None = None) -> None:
+        self.builder = SnapshotBuilder(Target("evidence", runtime="go1.24.1", captured_at=at))
+        self.rows = Goroutines(self.builder)
+        self._goid = 100
+
+    def go(
+        self,
+        count: int,
+        reason: str,
+        functions: str,
+        made_in: str = "main.serve",
+        *,
+        parent: int = 9,
+        goid: int = 0,
+        **more: Any,
+    ) -> int:
+        """``count`` goroutines; functions innermost first. The first one's number."""
+        frames = [go_frame(name, f"{name.partition('.')[0]}/x.go", 7) for name in functions.split()]
+        kind = self.rows.kind(reason, frames, go_frame(made_in, "main/x.go", 3) if made_in else None)
+        first = goid or self._goid
+        self._goid = max(self._goid, first + count)
+        for number in range(first, first + count):
+            self.rows.add(kind, goid=number, parent=parent, **more)
+        return first
+
+    def build(self) -> Snapshot:
+        self.go(1, "running", "runtime/pprof.writeGoroutineStacks main.main", "", parent=0, goid=1)
+        return self.builder.finish()
+
+
+Build = Callable[[Program, int], object]  # the second: how many
+
+
+def findings(build: Build, *counts: int) -> tuple[Finding, ...]:
+    snapshots = []
+    for at, count in enumerate(counts):
+        program = Program(1000.0 + 60.0 * at)
+        build(program, count)
+        snapshots.append(program.build())
+    return find_leaks(snapshots).findings
+
+
+#: (template, goroutines that wait so): each grows from one dump to the next, and is likely then.
+GROWS: list[tuple[str, Build]] = [
+    ("go-send-nobody-receives", lambda p, n: p.go(n, "chan send", "runtime.chansend1 main.ask.func1")),
+    ("go-receive-nobody-sends", lambda p, n: p.go(n, "chan receive", "runtime.chanrecv2 main.consume")),
+    ("go-select-nobody-answers", lambda p, n: p.go(n, "select", "runtime.selectgo main.(*worker).run")),
+    ("go-sleep-loops-pile-up", lambda p, n: p.go(n, "sleep", "time.Sleep main.poll")),
+    ("go-pipe-left", lambda p, n: p.go(n, "select", "io.(*pipe).write io.(*PipeWriter).Write main.encode")),
+    (
+        "go-watch-not-stopped",
+        lambda p, n: p.go(n, "select", "google.golang.org/grpc.newClientStreamWithParams.func4"),
+    ),
+    ("go-mutex-never-unlocked", lambda p, n: p.go(n, "sync.Mutex.Lock", f"{LOCK} main.(*account).deposit")),
+    ("go-mutex-never-unlocked", lambda p, n: p.go(n, "semacquire", f"{LOCK} main.(*account).deposit")),
+    ("go-rwmutex-read-blocked", lambda p, n: p.go(n, "sync.RWMutex.RLock", f"{RLOCK} main.(*table).read")),
+    (
+        "go-waitgroup-never-done",
+        lambda p, n: p.go(n, "sync.WaitGroup.Wait", "sync.(*WaitGroup).Wait main.collect"),
+    ),
+    ("go-cond-not-signalled", lambda p, n: p.go(n, "sync.Cond.Wait", "sync.(*Cond).Wait main.(*box).take")),
+    ("go-http-body-not-closed", lambda p, n: persistent(p, n, "select")),
+    ("go-http-transport-per-request", lambda p, n: persistent(p, n, "IO wait")),
+    ("go-sql-open-per-use", lambda p, n: p.go(n, "select", "database/sql.(*DB).connectionOpener")),
+    (
+        "go-grpc-connection-per-call",
+        lambda p, n: p.go(
+            n, "IO wait", f"{READ} google.golang.org/grpc/internal/transport.(*http2Client).reader"
+        ),
+    ),
+    (
+        "go-cgo-calls-blocked",
+        lambda p, n: p.go(n, "syscall", "runtime.cgocall main._Cfunc_wait main.ask.func1"),
+    ),
+    (
+        "go-threads-in-system-calls",
+        lambda p, n: p.go(n, "syscall", "syscall.Syscall syscall.read syscall.Read main.tail"),
+    ),
+]
+
+IDS = [f"{i}-{name}" for i, (name, _) in enumerate(GROWS)]
+
+#: Likely, or no more than a suspect, from one dump.
+ALONE: list[tuple[str, str, int, Build]] = [
+    (
+        "go-nil-channel",
+        "likely",
+        1,
+        lambda p, n: p.go(n, "chan receive (nil chan)", "runtime.chanrecv1 main.(*hub).run"),
+    ),
+    ("go-select-no-cases", "likely", 2, lambda p, n: p.go(n, "select (no cases)", "runtime.block main.f")),
+    ("go-select-no-cases", "suspect", 1, lambda p, n: p.go(n, "select (no cases)", "runtime.block main.f")),
+    ("go-mutex-never-unlocked", "suspect", 10, GROWS[6][1]),
+    ("go-send-nobody-receives", "suspect", 20, GROWS[0][1]),
+    ("go-send-nobody-receives", "suspect", 20_000, GROWS[0][1]),
+    ("go-receive-nobody-sends", "suspect", 100, GROWS[1][1]),
+    ("go-receive-nobody-sends", "suspect", 100_000, GROWS[1][1]),
+    ("go-sql-open-per-use", "suspect", 30, GROWS[13][1]),
+    (
+        "go-send-nobody-receives",
+        "likely",
+        3,
+        lambda p, n: p.go(n, "chan send", "runtime.chansend1 main.ask.func1", wait_seconds=660.0),
+    ),
+    (
+        "go-mutex-never-unlocked",
+        "likely",
+        1,
+        lambda p, n: p.go(n, "sync.Mutex.Lock", f"{LOCK} main.(*account).deposit", wait_seconds=660.0),
+    ),
+]
+
+
+def persistent(p: Program, count: int, reason: str) -> None:
+    """Connections of an HTTP client."""
+    reading = f"{READ} net/http.(*persistConn).Read bufio.(*Reader).Peek" if reason == "IO wait" else ""
+    made = "net/http.(*Transport).dialConn"
+    for i in range(count):
+        p.go(1, reason, f"{reading} net/http.(*persistConn).readLoop", made, goid=1000 + 2 * i)
+        p.go(1, "select", "net/http.(*persistConn).writeLoop", made, goid=1001 + 2 * i)
+
+
+@pytest.mark.parametrize(("template", "build"), GROWS, ids=IDS)
+def test_what_stays_and_grows_is_likely(template: str, build: Build) -> None:
+    (finding,) = findings(build, 20, 50)
+    assert (finding.template, finding.verdict, finding.count) == (template, "likely", 50)
+
+
+@pytest.mark.parametrize(("template", "build"), GROWS, ids=IDS)
+def test_what_stays_as_it_is_is_never_likely(template: str, build: Build) -> None:
+    assert [f.verdict for f in findings(build, 50, 50) if f.verdict != "suspect"] == []
+
+
+@pytest.mark.parametrize(
+    ("template", "verdict", "count", "build"), ALONE, ids=[f"{i}-{case[0]}" for i, case in enumerate(ALONE)]
+)
+def test_one_dump_makes_a_suspect_where_nothing_is_conclusive(
+    template: str, verdict: str, count: int, build: Build
+) -> None:
+    (finding,) = findings(build, count)
+    assert (finding.template, finding.verdict, finding.count) == (template, verdict, count)
+
+
+def test_the_runtimes_own_mark_is_a_proof() -> None:
+    program = Program()
+    program.go(3, "chan receive (leaked)", "runtime.chanrecv1 main.consume", leaked=True)
+    program.builder.snapshot.target.details["exact"] = True
+    (finding,) = find_leaks([program.build()]).findings
+    assert (finding.template, finding.verdict, finding.count) == ("go-receive-nobody-sends", "proven", 3)
+
+
+def test_peers_that_are_silent_for_hours_are_a_suspect() -> None:
+    def build(p: Program, count: int) -> None:
+        p.go(count, "IO wait", f"{READ} main.(*session).read", wait_seconds=7200.0)
+
+    (finding,) = findings(build, 100)
+    assert (finding.template, finding.verdict) == ("go-peer-never-answers", "suspect")
+
+
+# --- healthy -----------------------------------------------------------------------------------------------
+
+
+def workers(p: Program, count: int) -> None:
+    p.go(32, "chan receive", "runtime.chanrecv2 main.(*pool).work", parent=1)
+
+
+def subscribers(p: Program, count: int) -> None:
+    """As many as before, in a select over messages and their end."""
+    p.go(80, "select", "runtime.selectgo main.(*hub).listen")
+
+
+def writers_of_connections(p: Program, count: int) -> None:
+    """More connections than before: each has a goroutine that waits for what is to be sent, and its maker
+    reads from the network."""
+    for i in range(count):
+        p.go(1, "IO wait", f"{READ} main.(*socket).serve", "main.accept", goid=2000 + 2 * i)
+        p.go(
+            1,
+            "select",
+            "main.(*socket).write",
+            "main.(*socket).serve",
+            goid=2001 + 2 * i,
+            parent=2000 + 2 * i,
+        )
+
+
+def a_chain_that_one_will_end(p: Program, count: int) -> None:
+    """Each waits for the one that it made; the last one sleeps."""
+    for i in range(count):
+        p.go(1, "chan receive", "runtime.chanrecv1 main.link", "main.link", goid=5000 + i, parent=4999 + i)
+    p.go(1, "sleep", "time.Sleep main.link.func1", "main.link", goid=9000, parent=4999 + count)
+
+
+def a_contended_lock(p: Program, count: int) -> None:
+    """Many want it, one has it and is at work."""
+    p.go(count, "sync.Mutex.Lock", f"{LOCK} main.(*account).deposit main.loop")
+    p.go(1, "runnable", "main.(*account).withdraw main.loop", goid=77)
+
+
+def results_that_are_collected(p: Program, count: int) -> None:
+    """Each request waits for workers that wait for the network."""
+    for i in range(count):
+        waits = "sync.runtime_SemacquireWaitGroup sync.(*WaitGroup).Wait main.fetchAll"
+        p.go(1, "sync.WaitGroup.Wait", f"{waits} {HANDLER}", goid=3000 + 2 * i)
+        p.go(1, "IO wait", f"{READ} main.fetch", "main.fetchAll", goid=3001 + 2 * i, parent=3000 + 2 * i)
+
+
+def a_server_between_requests(p: Program, count: int) -> None:
+    serving = "net/http.(*connReader).Read bufio.(*Reader).Peek net/http.(*conn).serve"
+    p.go(count, "IO wait", f"{READ} {serving}", "net/http.(*Server).Serve")
+    p.go(1, "IO wait", "internal/poll.(*FD).Accept net.(*netFD).accept net.(*TCPListener).Accept main.serve")
+
+
+def a_client_with_its_idle_connections(p: Program, count: int) -> None:
+    persistent(p, 90, "IO wait")
+
+
+def a_few_pools_of_databases(p: Program, count: int) -> None:
+    p.go(4, "select", "database/sql.(*DB).connectionOpener", "database/sql.OpenDB", parent=1)
+
+
+def main_that_waits_for_ever(p: Program, count: int) -> None:
+    p.go(1, "select (no cases)", "runtime.block main.main", "", goid=2, parent=0)
+
+
+def who_sends_is_served(p: Program, count: int) -> None:
+    """A crowd that sends, of whom none was there before."""
+    p.go(60, "chan send", "runtime.chansend1 main.ask.func1", goid=10_000 * count)
+
+
+HEALTHY = [
+    workers,
+    subscribers,
+    writers_of_connections,
+    a_chain_that_one_will_end,
+    a_contended_lock,
+    results_that_are_collected,
+    a_server_between_requests,
+    a_client_with_its_idle_connections,
+    a_few_pools_of_databases,
+    main_that_waits_for_ever,
+    who_sends_is_served,
+]
+
+
+@pytest.mark.parametrize("build", HEALTHY, ids=lambda build: str(build.__name__))
+def test_nothing_is_said_of_healthy_programs_from_two_dumps(build: Build) -> None:
+    assert findings(build, 40, 90) == ()
+
+
+@pytest.mark.parametrize("build", HEALTHY[:-1], ids=lambda build: str(build.__name__))
+def test_nothing_is_said_of_healthy_programs_from_one_dump(build: Build) -> None:
+    assert findings(build, 90) == ()
+
+
+#: (idle template, wait, functions), a hundred goroutines each, or as many as it takes.
+IDLE = [
+    ("go-runtime-goroutines", "GC worker (idle)", "runtime.gopark runtime.gcBgMarkWorker", 100),
+    ("go-runtime-goroutines", "force gc (idle)", "runtime.gopark runtime.forcegchelper", 100),
+    ("go-runtime-waits", "finalizer wait", "runtime.gopark runtime.another", 100),
+    ("go-signal-loop", "syscall", "os/signal.signal_recv os/signal.loop", 100),
+    ("go-main-waits", "sync.WaitGroup.Wait", "sync.(*WaitGroup).Wait main.main", 1),
+    ("go-tests-wait", "chan receive", "testing.(*T).Run shop.TestAll testing.tRunner", 100),
+    ("go-accept-loop", "IO wait", "net.(*netFD).accept net.(*TCPListener).Accept main.serve", 100),
+    (
+        "go-http-server-connections",
+        "IO wait",
+        f"{READ} net/http.(*connReader).Read bufio.(*Reader).Peek net/http.(*conn).serve",
+        100,
+    ),
+    ("go-http2-connections", "select", "golang.org/x/net/http2.(*serverConn).serve", 100),
+    ("go-http-client-idle", "select", "net/http.(*persistConn).writeLoop", 100),
+    (
+        "go-http-requests-in-flight",
+        "select",
+        "net/http.(*persistConn).roundTrip net/http.(*Client).do main.fetch",
+        100,
+    ),
+    ("go-sql-pool", "select", "database/sql.(*DB).connectionOpener", 3),
+    (
+        "go-sql-driver-connections",
+        "select",
+        "github.com/go-sql-driver/mysql.(*mysqlConn).startWatcher.func1",
+        100,
+    ),
+    (
+        "go-grpc-server",
+        "select",
+        "google.golang.org/grpc/internal/transport.(*http2Server).keepalive",
+        100,
+    ),
+    ("go-library-loops", "select", "k8s.io/klog/v2.(*flushDaemon).run.func1", 2),
+    ("go-network-waits", "IO wait", f"{READ} main.(*session).read", 100),
+    ("go-sleeps", "sleep", "time.Sleep main.poll", 100),
+    ("go-few-wait-for-work", "chan receive", "runtime.chanrecv1 main.work", 8),
+]
+
+
+@pytest.mark.parametrize(
+    ("template", "wait", "functions", "count"), IDLE, ids=[f"{i}-{case[0]}" for i, case in enumerate(IDLE)]
+)
+def test_what_has_nothing_to_do_is_idle(template: str, wait: str, functions: str, count: int) -> None:
+    program = Program()
+    program.go(count, wait, functions)
+    report = find_leaks([program.build()])
+    assert report.findings == ()
+    assert [(c.template, c.idle) for c in report.clusters if c.state == "waiting"] == [(template, True)]
+
+
+def test_every_template_of_go_is_tried_here() -> None:
+    ours = [t for t in builtin() if t.kind == "goroutine"]
+    tried = {name for name, _ in GROWS} | {name for name, *_ in ALONE} | {"go-peer-never-answers"}
+    assert {t.id for t in ours if not t.idle} == tried
+    assert {t.id for t in ours if t.idle} == {name for name, *_ in IDLE}
+
+
+def test_a_leak_has_the_same_id_whatever_the_source_tells_of_it() -> None:
+    """Profiles know neither numbers nor makers; tracebacks after a signal show the runtime's frames."""
+
+    def id_of(functions: str, reason: str, made_in: str, **more: Any) -> str:
+        program = Program()
+        program.go(30, reason, functions, made_in, **more)
+        (finding,) = find_leaks([program.build()]).findings
+        return finding.id
+
+    plain = id_of("main.ask.func1", "chan send", "main.ask")
+    assert id_of("runtime.gopark runtime.chansend1 main.ask.func1 runtime.goexit", "", "") == plain
+    assert (
+        id_of("runtime.gopark runtime.chansend main.ask.func1 main.ask.gowrap1", "chan send", "main.ask")
+        == plain
+    )
+    assert id_of("runtime.chansend1 main.other.func1", "chan send", "main.ask") != plain
