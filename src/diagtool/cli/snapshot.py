@@ -93,11 +93,11 @@ def command(
     installed for diagtool (pip install 'diagtool[memray]') and for the process. It makes the process slower
     for that time. Where it can't be attached, a warning says why, and the snapshot is taken without.
 
-    With --url a Go service is asked that serves net/http/pprof there, in the place of a process: for its
-    goroutines, heap, contended locks and command line, never for profiles of processor time or traces. The
-    full dump of goroutines stops the service while it is written; with more than --dump-limit their profile
-    is read instead, which does not, and tells no numbers, creators and times. Nothing of the service is
-    stopped otherwise. Passwords are best given with --header @FILE.
+    With --url a Go service is asked, in the place of a process, that serves net/http/pprof there: for its
+    goroutines, heap, contended locks and command line, never for profiles of processor time or traces. Its
+    goroutines stop while their full dump is written. Where there are more of them than the limit (see
+    --dump-limit), their profile is read instead, which stops nothing, and has no numbers, creators and
+    times. Passwords are best given with --header @FILE.
 
     You must be its owner or root; `diagtool doctor PID` says what is missing.
 
