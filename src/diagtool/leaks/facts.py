@@ -27,6 +27,9 @@ from diagtool.snapshot.model import KIND, STATE, Snapshot
 
 Rows = NDArray[np.intp]
 
+#: Comparisons of numbers that are done for whole columns.
+_ORDERS = {"<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal}
+
 _WORKER = FramePattern.parse("concurrent/futures/thread.py:_worker")
 _JOB = FramePattern.parse("concurrent/futures/thread.py:_WorkItem.run")
 _LOOP = FramePattern.parse("asyncio/base_events.py:BaseEventLoop.run_forever")
@@ -87,9 +90,13 @@ class Facts:
     def stacks_that(self, condition: Condition, rows: Rows) -> NDArray[np.bool_]:
         """For which of ``rows`` a condition on a stack holds. Whole columns where they are plain."""
         column = self._column(condition.path)
-        if column is None or condition.other or condition.operator not in ("==", "!="):
+        orders = _ORDERS if column is not None and column[0].dtype.kind == "f" else {}
+        if column is None or condition.other or condition.operator not in ("==", "!=", *orders):
             return np.array([condition.holds(self.stack(r)) for r in rows.tolist()], np.bool_)
         values, unknown = column[0][rows], column[1][rows]
+        if condition.operator in orders:
+            with np.errstate(invalid="ignore"):
+                return np.asarray(orders[condition.operator](values, condition.value) & ~unknown, np.bool_)
         equal = unknown if condition.value is None else ~unknown & (values == condition.value)
         if condition.operator == "==":
             return equal

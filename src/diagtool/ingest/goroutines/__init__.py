@@ -35,12 +35,12 @@ def read(path: str) -> list[Snapshot]:
     """The dumps in a file, oldest first. Raises BadEvidence."""
     from diagtool.ingest.goroutines.dumps import snapshots
     from diagtool.ingest.goroutines.parser import Parser
-    from diagtool.ingest.goroutines.text import Cleaner, chunks
+    from diagtool.ingest.goroutines.text import chunks
 
-    parser, cleaner = Parser(), Cleaner()
+    parser = Parser()
     with open(path, "rb") as file:  # noqa: PTH123
         for chunk in chunks(file):
-            parser.feed(cleaner.clean(chunk))
+            parser.feed(chunk)
     parser.close()
     found = snapshots(parser)
     if not found:

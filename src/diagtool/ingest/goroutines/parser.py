@@ -14,18 +14,18 @@ from itertools import repeat
 from diagtool.ingest.goroutines.body import parse_body
 from diagtool.ingest.goroutines.columns import Columns, Kind
 from diagtool.ingest.goroutines.counted import Counted
-from diagtool.ingest.goroutines.header import HEADER, MAX_GOID, parse_header
+from diagtool.ingest.goroutines.header import HEADER, MAX_GOID, Header, parse_header
 from diagtool.ingest.goroutines.races import Races
+from diagtool.ingest.goroutines.text import Cleaner
 
 __all__ = ["Happened", "Parser"]
 
-#: The header of most goroutines, behind "goroutine ".
-_SIMPLE = re.compile(rb"(\d{1,18}) \[([^\]\n{,]{1,200})(?:, (\d{1,9}) minutes)?\]:\n")
 _HEX = b"0123456789abcdef"
 _IN = b" in goroutine "
 
 #: Bytes of a goroutine that are looked up, and how many are remembered, by number and in sum.
-_MAX_QUICK, _MAX_KNOWN, _MAX_BYTES = 32 << 10, 100_000, 64 << 20
+_MAX_QUICK, _MAX_KNOWN, _MAX_BYTES = 32 << 10, 100_000, 32 << 20
+_MAX_STATES = 20_000
 #: Bytes of a goroutine that is not complete at the end of a piece and is waited for.
 _MAX_HELD = 1 << 20
 
@@ -39,6 +39,16 @@ _MARKS = re.compile(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What the bracket of a header says, and what is behind it."""
+
+    reason: str
+    minutes: float
+    locked: bool
+    labels: tuple[tuple[str, str], ...]
+
+
 @dataclass(slots=True)
 class Happened:
     """Why a dump was written: ``what`` the runtime said; ``row``: the first one behind it."""
@@ -49,7 +59,7 @@ class Happened:
 
 @dataclass(slots=True)
 class Parser:
-    """Takes clean text (:mod:`text`) piece by piece. ``quick``: False leaves out the quick way (tests)."""
+    """Takes text piece by piece. ``quick``: False leaves out the quick way (tests)."""
 
     quick: bool = True
     columns: Columns = field(default_factory=Columns)
@@ -58,64 +68,95 @@ class Parser:
     races: Races = field(default_factory=Races)
     unknown: int = 0
     example: str = ""
+    _cleaner: Cleaner = field(default_factory=Cleaner)
     _held: bytes | None = None
-    _known: dict[bytes, dict[bytes, int]] = field(default_factory=dict)
+    _states: dict[bytes, _State] = field(default_factory=dict)
+    _known: dict[str, dict[bytes, int]] = field(default_factory=dict)
     _bytes: int = 0
     _entries: int = 0
     _away: dict[int, int] = field(default_factory=dict)
     _other_thread: bool = False
     _inside: Counted | None = None
 
-    def feed(self, text: bytes) -> None:
-        """Read ``text``, which is whole lines."""
+    def feed(self, chunk: bytes) -> None:
+        """Read ``chunk``, which is whole lines."""
+        chunk = self._cleaner.unpacked(chunk)
+        if self._cleaner.active:
+            chunk = self._cleaner.stripped(chunk)
+        first, *pieces = self._split(chunk)
+        if b"goroutine " in first and not self._cleaner.active:
+            chunk = self._cleaner.stripped(chunk)
+            first, *pieces = self._split(chunk)
         if self._held is not None:
-            text = b"goroutine " + self._held + text
-            self._held = None
-        first, *pieces = (b"\n" + text).split(b"\ngoroutine ")
-        self._outside(first)
+            first, self._held = self._held + first, None
+            pieces.insert(0, first)
+        else:
+            self._outside(first)
         last = pieces.pop() if pieces else None
-        for piece in pieces:
-            self._goroutine(piece + b"\n")
+        self._goroutines(pieces)
         if last is not None:
             if len(last) < _MAX_HELD:
                 self._held = last
             else:
-                self._goroutine(last)
+                self._goroutines([last])
 
     def close(self) -> None:
         """Nothing follows."""
         if self._held is not None:
             last, self._held = self._held, None
-            self._goroutine(last)
+            self._goroutines([last])
         self.races.close()
 
-    def _goroutine(self, piece: bytes) -> None:
-        header = _SIMPLE.match(piece) if self.quick else None
-        if header is None:
-            self._carefully(piece)
-            return
-        body = piece[header.end() :]
-        parent = 0
-        at = body.rfind(_IN)
-        if at > 0:
-            end = body.find(b"\n", at)
-            number = body[at + len(_IN) : end]
-            if not number.isdigit() or len(number) > 18:
-                self._carefully(piece)
-                return
-            parent = int(number)
-            body = body[:at] + body[end:]
-        first, *words = body.split(b"0x")
-        key = b"".join((first, *map(bytes.lstrip, words, repeat(_HEX))))
-        known = self._known.get(header[2])
-        kind = None if known is None else known.get(key)
-        goid = int(header[1])
-        if kind is None or not goid or self._other_thread:
-            self._carefully(piece, (header[2], key))
-            return
-        self.columns.add(goid, kind, parent, float(header[3] or 0))
+    def _split(self, text: bytes) -> list[bytes]:
+        """What is before the first header, and the goroutines, each without the word and its last newline.
 
-    def _carefully(self, piece: bytes, key: tuple[bytes, bytes] | None = None) -> None:
+        What is before it begins with a newline, unless there is nothing.
+        """
+        return (b"\n" + text.removesuffix(b"\n")).split(b"\ngoroutine ")
+
+    def _goroutines(self, pieces: list[bytes]) -> None:
+        states, known = self._states, self._known
+        add = self.columns.add
+        quick = self.quick
+        for piece in pieces:
+            head, _, body = piece.partition(b":\n")
+            number, _, bracket = head.partition(b" [")
+            state = states.get(bracket)
+            if state is None or self._other_thread or not number.isdigit() or len(number) > 18:
+                self._carefully(piece)
+                continue
+            # The number of the creator is behind all arguments: what is behind it does not differ.
+            front, found, back = body.rpartition(_IN)
+            if found:
+                parent, _, rest = back.partition(b"\n")
+                if not parent.isdigit() or len(parent) > 18:
+                    self._carefully(piece)
+                    continue
+                words = front.split(b"0x")
+                words[0] += rest + b"\0"
+            else:
+                parent = b"0"
+                words = back.split(b"0x")
+            start = words[0]
+            words[0] = b""
+            key = start + b"".join(map(bytes.lstrip, words, repeat(_HEX)))
+            kind = known[state.reason].get(key) if quick else None
+            goid = int(number)
+            if kind is None or not goid:
+                self._carefully(piece, key)
+                continue
+            row = add(goid, kind, int(parent), state.minutes)
+            if state.labels:
+                self.columns.label(row, state.labels)
+            self.columns.locked += state.locked
+
+    def _carefully(self, piece: bytes, key: bytes | None = None) -> None:
+        if not self._cleaner.active and b"goroutine " in piece:
+            cleaned = self._cleaner.stripped(piece)
+            if self._cleaner.active:
+                first, *more = cleaned.split(b"\ngoroutine ")
+                self._goroutines([first, *more])
+                return
         line, _, text = piece.partition(b"\n")
         header = HEADER.fullmatch(b"goroutine " + line)
         goid = int(header[1]) if header else 0
@@ -124,6 +165,7 @@ class Parser:
             return
         self._inside = None
         told = parse_header(header[2], header[3] or b"")
+        self._remember_state(line, told)
         lines = text.split(b"\n")
         body = parse_body([part.decode("utf-8", "replace") for part in lines], old=b" gp=0x" not in line)
         if body.unknown:
@@ -140,11 +182,20 @@ class Parser:
                 self.columns.label(row, told.labels)
             plain = body.available and not body.unknown and not body.ancestors
             if key is not None and plain and not rest.strip():
-                self._remember(*key, number)
+                self._remember(told.reason, key, number)
         else:
             self.columns.idle_threads += 1
         if rest:
             self._outside(rest)
+
+    def _remember_state(self, line: bytes, told: Header) -> None:
+        if b" gp=0x" in line or not line.endswith(b":") or len(line) > 2000:
+            return
+        if len(self._states) > _MAX_STATES:
+            self._states.clear()
+        bracket = line[:-1].partition(b" [")[2]
+        self._known.setdefault(told.reason, {})
+        self._states[bracket] = _State(told.reason, float(told.minutes), told.locked, told.labels)
 
     def _row(self, goid: int, kind: int, parent: int, minutes: float, available: bool) -> int:
         columns = self.columns
@@ -158,11 +209,12 @@ class Parser:
             self._away[goid] = row
         return row
 
-    def _remember(self, reason: bytes, key: bytes, number: int) -> None:
+    def _remember(self, reason: str, key: bytes, number: int) -> None:
         size = len(key)
         if size > _MAX_QUICK:
             return
         if self._entries >= _MAX_KNOWN or self._bytes + size > _MAX_BYTES:
+            self._states.clear()
             self._known.clear()
             self._bytes = self._entries = 0
         self._known.setdefault(reason, {})[key] = number

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 __all__ = ["CHUNK", "MAX_LINE", "Cleaner", "chunks"]
 
-CHUNK = 4 << 20
+CHUNK = 1 << 20
 #: A longer line is cut; the rest of it is left out.
 MAX_LINE = 16 << 20
 
@@ -67,29 +67,37 @@ def _from_utf16(file: BinaryIO) -> Iterator[bytes]:
 
 
 class Cleaner:
-    """Takes from each chunk what does not belong to the dump. Knows the prefixes of lines seen so far."""
+    """Takes from text what does not belong to a dump. Knows the prefixes of lines seen so far."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, None] = {}
         self._prefix: re.Pattern[bytes] | None = None
 
-    def clean(self, chunk: bytes) -> bytes:
-        """``chunk`` with headers of goroutines, and what follows them, at the start of their lines."""
+    @property
+    def active(self) -> bool:
+        """Whether lines with prefixes were seen: then all text is to be cleaned of them."""
+        return self._prefix is not None
+
+    def unpacked(self, chunk: bytes) -> bytes:
+        """``chunk`` without carriage returns and colours, and out of strings."""
         if b"\r" in chunk:
             chunk = chunk.replace(b"\r\n", b"\n")
         if chunk.startswith(b"\xef\xbb\xbf"):
             chunk = chunk[3:]
-        if b"\x1b[" in chunk:
+        if b"\x1b" in chunk:
             chunk = _COLOUR.sub(b"", chunk)
-        if b'{"log":"' in chunk:
-            chunk = _DOCKER.sub(_line_of_docker, chunk)
-        if b"]:\\" in chunk:
-            chunk = _out_of_strings(chunk)
-        if self._has_prefixes(chunk):
-            self._learn(chunk)
-        if self._prefix is not None:
-            chunk = self._prefix.sub(b"", chunk)
+        if b"\\" in chunk:
+            if b'{"log":"' in chunk:
+                chunk = _DOCKER.sub(_line_of_docker, chunk)
+            if b"]:\\" in chunk:
+                chunk = _out_of_strings(chunk)
         return chunk
+
+    def stripped(self, text: bytes) -> bytes:
+        """``text`` with headers of goroutines, and what follows them, at the start of their lines."""
+        if self._has_prefixes(text):
+            self._learn(text)
+        return text if self._prefix is None else self._prefix.sub(b"", text)
 
     def _has_prefixes(self, chunk: bytes) -> bool:
         at_start = chunk.count(b"\ngoroutine ") + chunk.startswith(b"goroutine ")
