@@ -223,10 +223,6 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        if urlsplit(newurl).scheme not in ("http", "https"):
-            raise urllib.error.HTTPError(
-                req.full_url, code, "to something that is no web address", headers, fp
-            )
         new = super().redirect_request(req, fp, code, msg, headers, newurl)
         if new is not None and _authority(newurl) == self._own:
             for name, value in self._headers:
