@@ -279,7 +279,7 @@ class Functions:
         return -1 if found is None else found
 
     def tables_of(self, function: Function) -> tuple[int, list[int], list[int]] | None:
-        """(bytes of its arguments, its PCDATA tables, addresses of its FUNCDATA); 0 where one is not there."""
+        """(bytes of its arguments, its PCDATA tables, addresses of its FUNCDATA); 0: it has no such table."""
         tables, memory = self._tables[function.module], self.runtime.memory
         number = int(np.searchsorted(tables.entries, np.uint64(function.entry), side="right")) - 1
         address = tables.functions + int(tables.offsets[number])

@@ -60,9 +60,16 @@ def scan(memory: AddressSpace, objects: Objects, masks: Masks, hidden: U64, most
     return Scan(Edges(np.concatenate(sources), np.concatenate(targets), np.concatenate(offsets)), missing)
 
 
+# What is not there is zero: of a live process, nobody has written to it.
 def _read(memory: AddressSpace, pages: U64) -> tuple[NDArray[np.uint8], Mask]:
     halves = np.stack([pages, pages + np.uint64(_PAGE)], axis=1).reshape(-1)
-    block, ok = memory.load_block(halves, _PAGE)
+    ok = memory.mapped(halves, _PAGE)
+    if ok.all():
+        block, ok = memory.load_block(halves, _PAGE)
+    else:
+        block = np.zeros((len(halves), _PAGE), np.uint8)
+        block[ok], fine = memory.load_block(halves[ok], _PAGE)
+        ok[ok] = fine
     return block.reshape(-1, PAGE), ok
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from diagtool.capture.memory import U64, Mask
 from diagtool.capture.plan import is_anonymous
 from diagtool.capture.room import headroom
-from diagtool.capture.segments import merged, without
+from diagtool.capture.segments import both, merged, without
 from diagtool.runtimes.golang.heap.edges import Scan, scan
 from diagtool.runtimes.golang.heap.objects import Objects
 from diagtool.runtimes.golang.heap.pointers import Masks
@@ -121,7 +121,7 @@ class _Marking:
         found = scan(self.memory, self.objects, masks, self.waiting.hidden, room)
         if not found.complete:
             raise _Unknown(f"there are more than {room >> 20} million pointers in the heap")
-        if found.missing:
+        if found.missing and self.capture.kind == "core":
             raise _Unknown(f"{found.missing:,} bytes of the heap are not in the capture")
         # The rows of those that are judged, as nodes behind the objects.
         self.rows = np.flatnonzero(self.waiting.judged)
@@ -157,19 +157,33 @@ class _Marking:
         return spans, every
 
     def _all_there(self, every: Spans) -> None:
-        if not self.capture.of_one_instant:
-            raise _Unknown("memory was not read at one instant")
         pairs = zip(every.base.tolist(), every.limit.tolist(), strict=True)
         mine = merged([*pairs, *(r for module in self.runtime.modules for r in module.ranges())])
-        fetched = fetch(self.capture, mine)
+        self._of_one_instant(mine, "the heap")
+
+    # Nothing is read that was not copied: that would make doubtful all else that is said of this capture.
+    def _of_one_instant(self, ranges: Ranges, what: str) -> None:
+        capture = self.capture
+        if capture.kind == "live" and not capture.image:
+            left = both(ranges, merged([*capture.left_out, *capture.skipped]))
+            if left:
+                size = sum(end - start for start, end in left)
+                raise _Unknown(
+                    f"{-(-size >> 20):,} MiB of {what} were not copied in the stop; "
+                    "--clone always reads all of it at one instant"
+                )
+            if any("could not be read in the stop" in warning for warning in capture.warnings):
+                raise _Unknown("some of the memory could not be read in the stop")
+            if capture.swapped:
+                raise _Unknown("parts of the process are swapped out")
+        if not capture.of_one_instant:
+            raise _Unknown("memory was not read at one instant")
+        fetched = fetch(capture, ranges)
         if fetched.missing:
             size = sum(end - start for start, end in fetched.missing)
-            raise _Unknown(f"{size >> 10:,} KiB of the heap could not be read")
-        if fetched.late or not self.capture.of_one_instant:
-            raise _Unknown(
-                f"{max(fetched.late, 1) >> 20:,} MiB of the heap were not copied in the stop; "
-                "--clone always reads all of it at one instant"
-            )
+            raise _Unknown(f"{-(-size >> 10):,} KiB of {what} could not be read")
+        if fetched.late or not capture.of_one_instant:
+            raise _Unknown(f"a part of {what} could only be read after the stop")
 
     def _sound(self, held: Held) -> None:
         if held.wrong:
@@ -225,11 +239,7 @@ class _Marking:
             return
         own = merged(r for module in self.runtime.modules for r in module.ranges())
         ranges = without(private_memory(self.capture.mappings), merged([*own, *self._of_runtime(every)]))
-        fetched = fetch(self.capture, ranges)
-        if fetched.missing or fetched.late or not self.capture.of_one_instant:
-            raise _Unknown(
-                "memory outside of Go's heap was not copied in the stop; --clone always reads all of it"
-            )
+        self._of_one_instant(ranges, "the memory outside of Go's heap")
         if sum(high - low for low, high in ranges) > _MOST_FOREIGN:
             raise _Unknown("there is too much memory outside of Go's heap")
         for _, words in self.memory.blocks(ranges, step=_STEP):

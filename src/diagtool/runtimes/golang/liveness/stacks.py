@@ -15,7 +15,7 @@ from diagtool.runtimes.golang.liveness.stackmaps import StackMaps
 from diagtool.runtimes.golang.model import GoRuntime, Status
 from diagtool.runtimes.golang.pclntab import Functions
 
-__all__ = ["Stacks", "StackWords"]
+__all__ = ["StackWords", "Stacks"]
 
 _Index = NDArray[np.int64]
 

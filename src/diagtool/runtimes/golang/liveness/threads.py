@@ -31,7 +31,7 @@ class Held:
     is known."""
 
     words: U64
-    pointers: U64
+    pointers: dict[int, int]
     places: list[int] = field(default_factory=list)
     wrong: str = ""
 
