@@ -81,6 +81,8 @@ def decode(
             rest = "goroutines, native threads" if go.found else "native threads and the native heap"
             snapshot.warnings.append(f"only {rest} are read: {error}")
     go.name(snapshot)
+    if tasks:
+        go.judge(snapshot)
     snapshot.warnings += stacks.warnings
     if stacks.cut:
         snapshot.warnings.append(_cut(stacks))

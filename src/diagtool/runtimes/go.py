@@ -54,6 +54,14 @@ class GoPart:
 
         return partial(add_goroutines, go=self.go, native=stacks.frames)
 
+    def judge(self, snapshot: Snapshot) -> None:
+        """Add to a finished snapshot what goroutines wait on, and who of them is stuck."""
+        if self.go is None:
+            return
+        from diagtool.runtimes.golang.judged import add_judgement
+
+        add_judgement(snapshot, self.go)
+
     def name(self, snapshot: Snapshot) -> None:
         """Say in the target which Go it is."""
         if self.go is None:

@@ -32,7 +32,7 @@ from diagtool.runtimes.golang.heap.roots import called_for_dead, data_words, spe
 from diagtool.runtimes.golang.heap.spans import IN_USE, Spans, find_heap, read_spans
 from diagtool.runtimes.golang.liveness.stacks import Stacks
 from diagtool.runtimes.golang.liveness.threads import Held, held_by_threads
-from diagtool.runtimes.golang.liveness.waiting import Waiting, waits_of
+from diagtool.runtimes.golang.liveness.waiting import Waiting
 from diagtool.runtimes.golang.model import GoRuntime, Status
 from diagtool.runtimes.golang.pclntab import Functions
 from diagtool.runtimes.native.fetching import fetch
@@ -80,11 +80,13 @@ class _Unknown(Exception):
     """Why nothing can be proven."""
 
 
-def prove(runtime: GoRuntime, functions: Functions, waits: Sequence[str], heap: int | None = None) -> Proof:
+def prove(
+    runtime: GoRuntime, functions: Functions, waits: Sequence[str], waiting: Waiting, heap: int | None = None
+) -> Proof:
     """Who is stuck of ``runtime.goroutines``; ``waits`` says in the words of ``golang.waits`` what each
-    waits on."""
-    nobody = np.zeros(len(runtime.goroutines), np.bool_)
-    waiting = waits_of(runtime, waits)
+    waits on,
+    ``waiting`` on which things. ``heap``: where mheap_ is, if that is known already."""
+    nobody = runtime.goroutines.status == Status.LEAKED
     if not waiting.judged.any():
         return Proof(nobody, "", waiting)
     try:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from diagtool.capture.memory import U64, Mask
 from diagtool.runtimes.golang.model import GoRuntime, Status
 
-__all__ = ["CHANNEL", "NOBODY", "SYNC", "Waiting", "waits_of"]
+__all__ = ["CHANNEL", "NOBODY", "SYNC", "Waiting", "top_words", "waits_of"]
 
 _Index = NDArray[np.int64]
 
@@ -54,6 +54,18 @@ class Waiting:
 def waits_of(runtime: GoRuntime, waits: Sequence[str]) -> Waiting:
     """What the goroutines wait on; ``waits`` has a word for each, as ``golang.waits`` says it."""
     return _Reader(runtime, waits).read()
+
+
+def top_words(runtime: GoRuntime, rows: _Index) -> tuple[U64, Mask]:
+    """(n x words at the inner end of each stack, which of them are there)."""
+    g = runtime.goroutines
+    steps = np.arange(_WINDOW, dtype=np.uint64) * np.uint64(8)
+    addresses = g.sp[rows][:, None] + steps
+    inside = addresses + np.uint64(8) <= g.hi[rows][:, None]
+    words = np.zeros(addresses.shape, np.uint64)
+    words[inside], ok = runtime.memory.load(addresses[inside])
+    inside[inside] = ok
+    return words, inside
 
 
 class _Reader:
@@ -160,7 +172,7 @@ class _Reader:
         found_rows, found = [rows[:0]], [np.zeros(0, np.uint64)]
         for first in range(0, len(rows), _AT_ONCE):
             part = rows[first : first + _AT_ONCE]
-            words, inside = self._tops(part)
+            words, inside = top_words(self.runtime, part)
             near = inside & (words >= np.uint64(1 << 16)) & (words % 8 == 0) & (words >> np.uint64(47) == 0)
             which, place = np.nonzero(near)
             word = words[which, place]
@@ -180,15 +192,6 @@ class _Reader:
         values = np.zeros(len(at), np.dtype(dtype))
         values[there] = self.memory.load(at[there], dtype)[0]
         return values, there
-
-    def _tops(self, rows: _Index) -> tuple[U64, Mask]:
-        steps = np.arange(_WINDOW, dtype=np.uint64) * np.uint64(8)
-        addresses = self.all.sp[rows][:, None] + steps
-        inside = addresses + np.uint64(8) <= self.all.hi[rows][:, None]
-        words = np.zeros(addresses.shape, np.uint64)
-        words[inside], ok = self.memory.load(addresses[inside])
-        inside[inside] = ok
-        return words, inside
 
     # -- conditions -------------------------------------------------------------------------------------
 
@@ -214,7 +217,7 @@ class _Reader:
     def _lists_on_stacks(self, rows: _Index) -> U64:
         found = [np.zeros(0, np.uint64)]
         for first in range(0, len(rows), _AT_ONCE):
-            words, inside = self._tops(rows[first : first + _AT_ONCE])
+            words, inside = top_words(self.runtime, rows[first : first + _AT_ONCE])
             near = inside & (words >= np.uint64(1 << 16)) & (words % 8 == 0) & (words >> np.uint64(47) == 0)
             word = np.unique(words[near])
             head, ok = self._quietly(word, "notifyList", "head")
