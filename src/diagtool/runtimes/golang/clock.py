@@ -1,8 +1,10 @@
 """What time it is for a Go runtime, so that it can be said how long its goroutines have waited.
 
-``g.waitsince`` is set by the first garbage collection that sees a goroutine wait, in nanotime(): Linux's
-CLOCK_MONOTONIC. A live process has that clock now; a core has none. The latest time that is noted anywhere
-in the runtime is then taken for the time of death, so waits are said to be at least so long.
+``g.waitsince`` is set by the first garbage collection that sees a goroutine wait, to when the one before it
+ended, in nanotime(): Linux's CLOCK_MONOTONIC. It is 0 before the second collection of a process. So a wait is
+known to within the time between two collections, as in the runtime's own tracebacks; at the latest one is
+forced after two minutes. A live process has that clock now; a core has none: the latest time that is noted
+anywhere in the runtime is then taken for the time of death.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def now_of(runtime: GoRuntime) -> tuple[int, bool]:
 def wait_seconds(
     runtime: GoRuntime, now: int, estimated: bool = False
 ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Seconds for which each goroutine has waited at least; NaN where that is not known."""
+    """Seconds for which each goroutine has waited, about; NaN where that is not known."""
     g = runtime.goroutines
     seconds = (now - g.waitsince).astype(np.float64) / 1e9
     waits = np.isin(g.status, (Status.WAITING, Status.SYSCALL, Status.LEAKED))

@@ -76,6 +76,8 @@ def _is_go(capture: Capture, module: Module) -> bool:
             note = capture.memory.try_read(elf.bias + int(segment["address"]), size) if size else None
             if note and note[12:16] == b"Go\0\0":
                 return True
+    if module.file is None and module.path == capture.process.exe:  # a core, without its executable
+        return bool(_version(capture, module, _data(capture.mappings, module)))
     return any(module.section(name) is not None for name in _SECTIONS)
 
 
