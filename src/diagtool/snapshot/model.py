@@ -363,9 +363,9 @@ class SnapshotBuilder:
         snap = self.snapshot
         snap.traces.parent = np.array(self._parents, np.int32)
         snap.traces.frame = np.array(self._node_frames, np.int32)
-        table = {
-            c: np.concatenate(parts) if parts else np.zeros(0, STACK_COLUMNS[c])
-            for c, parts in self._columns.items()
-        }
+        table = {}
+        for c, parts in self._columns.items():
+            table[c] = np.concatenate(parts) if parts else np.zeros(0, STACK_COLUMNS[c])
+            self._columns[c] = [table[c]]  # the parts are gone: of a million stacks that is much
         snap.stacks = StackTable(name=self._names, **table)
         return snap

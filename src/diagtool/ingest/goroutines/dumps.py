@@ -154,19 +154,23 @@ def _runs(kind: Kind) -> bool:
 def _snapshot(columns: Columns, dump: Dump) -> Snapshot:
     span = slice(dump.first, dump.last)
     number = np.frombuffer(columns.kind, np.int32)[span]
-    used, kind = np.unique(number, return_inverse=True)
+    used = np.flatnonzero(np.bincount(number, minlength=len(columns.kinds)))
+    place = np.zeros(len(columns.kinds), np.int32)
+    place[used] = np.arange(len(used))
+    kind = place[number]
     kinds = [columns.kinds[i] for i in used.tolist()]
     builder = SnapshotBuilder(_target(dump, kinds))
     goroutines = Goroutines(builder)
     made = [goroutines.kind(k.reason, k.frames, k.created_by) for k in kinds]
     asleep = _DEADLOCK in dump.why
     stuck = [k.leaked or (asleep and _sleeps(k)) for k in kinds]
-    minutes = np.frombuffer(columns.minutes, np.float32)[span].astype(np.float64)
+    seconds = np.frombuffer(columns.minutes, np.float32)[span].astype(np.float64)
+    seconds *= 60
+    seconds[seconds == 0] = np.nan
     codes = np.array(
         [(m.state, m.wait, m.trace, m.merged, m.created_by, s) for m, s in zip(made, stuck, strict=True)],
         np.int32,
     )
-    kind = kind.reshape(-1)
     builder.add(
         [""] * len(kind),
         kind=KIND["goroutine"],
@@ -176,9 +180,9 @@ def _snapshot(columns: Columns, dump: Dump) -> Snapshot:
         merged=codes[kind, 3],
         created_by=codes[kind, 4],
         stuck=codes[kind, 5],
-        address=np.frombuffer(columns.goid, np.int64)[span].astype(np.uint64),
-        parent=np.frombuffer(columns.parent, np.int64)[span].astype(np.uint64),
-        wait_seconds=np.where(minutes > 0, minutes * 60, np.nan),
+        address=np.frombuffer(columns.goid, np.uint64)[span],
+        parent=np.frombuffer(columns.parent, np.uint64)[span],
+        wait_seconds=seconds,
     )
     snap = builder.snapshot
     snap.labels = [
