@@ -114,7 +114,7 @@ class _Marking:
     def run(self) -> Proof:
         spans, every = self._spans()
         self._all_there(every)
-        held = held_by_threads(self.runtime)
+        held = held_by_threads(self.runtime, self.functions)
         self._sound(held)
         sweepgen = self.memory.u32(self.heap + self.runtime.o("mheap", "sweepgen"))
         self.objects = Objects(self.memory, spans, sweepgen, np.unique(self.waiting.thing))
@@ -270,11 +270,12 @@ class _Marking:
     def _stacks(self, marked: Mask, held: Held) -> tuple[_Index, _Index]:
         """Mark what the stacks of those refer to that are not judged; of the others the pointers:
         (node, object)."""
-        judged = self.waiting.judged
-        node = np.zeros(len(self.all), np.int64)
+        more = len(held.frames)
+        judged = np.append(self.waiting.judged, np.zeros(more, np.bool_))
+        node = np.zeros(len(judged), np.int64)
         node[self.rows] = len(self.objects) + np.arange(len(self.rows))
         sources, targets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        for part in Stacks(self.runtime, self.functions, held.pointers).words():
+        for part in Stacks(self.runtime, self.functions, held.pointers, held.frames).words():
             if part.missing:
                 raise _Unknown("stacks of goroutines are not in the capture")
             near = np.flatnonzero(self.objects.near(part.words))

@@ -65,11 +65,15 @@ class _Found:
 
 
 class Stacks:
-    """The stacks of all goroutines that are alive; ``pointers``: the stack pointers of threads, and where
-    these
-    are in the code, for those that are on a goroutine's stack."""
+    """The stacks of all goroutines that are alive, and those of threads, as rows behind them.
 
-    def __init__(self, runtime: GoRuntime, functions: Functions, pointers: dict[int, int]) -> None:
+    ``pointers``: the stack pointers of threads, and where these are in the code, for those that are on a
+    goroutine's stack. ``threads``: n x (pc, sp, low, high) of those on stacks of the runtime.
+    """
+
+    def __init__(
+        self, runtime: GoRuntime, functions: Functions, pointers: dict[int, int], threads: U64
+    ) -> None:
         self.runtime = runtime
         self.all = runtime.goroutines
         self.maps = StackMaps(runtime, functions)
@@ -85,7 +89,17 @@ class Stacks:
         panics = runtime.load(g.address, "g", "_panic")[0] != 0
         self.whole = alive & (loose | g.scan)
         self.above = alive & panics & ~self.whole  # from the stack pointer on
-        self.framed = alive & ~self.whole & ~self.above
+        framed = alive & ~self.whole & ~self.above
+        more = len(threads)
+        self.rows = np.flatnonzero(self.whole | self.above | framed)
+        self.own = len(g)
+        self.lo, self.hi = np.append(g.lo, threads[:, 2]), np.append(g.hi, threads[:, 3])
+        self.pc, self.sp = np.append(self.pc, threads[:, 0]), np.append(self.sp, threads[:, 1])
+        self.exact = np.append(self.exact, np.ones(more, np.bool_))
+        self.framed = np.append(framed, np.ones(more, np.bool_))
+        self.whole = np.append(self.whole, np.zeros(more, np.bool_))
+        self.above = np.append(self.above, np.zeros(more, np.bool_))
+        self.rows = np.append(self.rows, np.arange(len(g), len(g) + more))
 
     # Those that run, on their own stack: where their threads are.
     def _find_running(self, loose: Mask, pointers: dict[int, int]) -> None:
@@ -99,24 +113,22 @@ class Stacks:
 
     def words(self) -> list[StackWords]:
         """What they refer to, in parts."""
-        rows = np.flatnonzero(self.whole | self.above | self.framed)
-        return [self._of(rows[first : first + _AT_ONCE]) for first in range(0, len(rows), _AT_ONCE)]
+        return [self._of(self.rows[at : at + _AT_ONCE]) for at in range(0, len(self.rows), _AT_ONCE)]
 
     def _of(self, rows: _Index) -> StackWords:
         found = _Found(self.runtime)
-        g = self.all
         whole = rows[self.whole[rows]]
-        found.ranges(whole, g.lo[whole], g.hi[whole])
+        found.ranges(whole, self.lo[whole], self.hi[whole])
         above = rows[self.above[rows]]
-        found.ranges(above, self.sp[above], g.hi[above])
+        found.ranges(above, self.sp[above], self.hi[above])
         self._frames(rows[self.framed[rows]], found)
+        rows = rows[rows < self.own]
         self._deferred(rows, found)
         self._registers(rows, found)
         self._variables(found)
         return StackWords(np.concatenate(found.rows), np.concatenate(found.words), found.missing)
 
     def _frames(self, rows: _Index, found: _Found) -> None:
-        g = self.all
         pc, sp = self.pc[rows], self.sp[rows]
         blind = np.where(self.exact[rows], 2, 0)
         first = np.ones(len(rows), np.bool_)
@@ -126,28 +138,28 @@ class Stacks:
             distinct, inverse = np.unique(pc, return_inverse=True)
             maps = [self.maps.at(place, not step) for place in distinct.tolist()]
             size = np.array([m.size for m in maps], np.int64)[inverse]
-            lost = (size < 0) | (sp < g.lo[rows]) | (sp >= g.hi[rows])
+            lost = (size < 0) | (sp < self.lo[rows]) | (sp >= self.hi[rows])
             begins = np.where(first & self.exact[rows], sp - np.uint64(_BELOW), sp)
             caller = sp + size.astype(np.uint64) + np.uint64(8)
-            lost |= caller > g.hi[rows]
-            found.ranges(rows[lost], np.maximum(begins[lost], g.lo[rows[lost]]), g.hi[rows[lost]])
+            lost |= caller > self.hi[rows]
+            found.ranges(rows[lost], np.maximum(begins[lost], self.lo[rows[lost]]), self.hi[rows[lost]])
             blind = np.maximum(blind, np.array([m.blind for m in maps], np.int64)[inverse])
             arguments = np.array([m.arguments for m in maps], np.uint64)[inverse]
             some = ~lost & (blind > 0)
-            ends = np.minimum(caller + arguments, g.hi[rows])
-            found.ranges(rows[some], np.maximum(begins[some], g.lo[rows[some]]), ends[some])
+            ends = np.minimum(caller + arguments, self.hi[rows])
+            found.ranges(rows[some], np.maximum(begins[some], self.lo[rows[some]]), ends[some])
             for number in np.unique(inverse[~lost & (blind == 0)]).tolist():
                 alike = np.flatnonzero((inverse == number) & ~lost & (blind == 0))
                 self._mapped(found, rows[alike], caller[alike], maps[number])
             top = np.array([m.top for m in maps], np.bool_)[inverse]
-            rest = np.flatnonzero(~lost & ~top & (caller < g.hi[rows]))
+            rest = np.flatnonzero(~lost & ~top & (caller < self.hi[rows]))
             back, ok = self.runtime.memory.load(caller[rest] - np.uint64(8))
             found.missing |= not ok.all()
             rest, back = rest[back != 0], back[back != 0]
             rows, pc, sp = rows[rest], back, caller[rest]
             blind = np.maximum(blind[rest] - 1, 0)
             first = np.zeros(len(rows), np.bool_)
-        found.ranges(rows, sp, g.hi[rows])
+        found.ranges(rows, sp, self.hi[rows])
 
     @staticmethod
     def _mapped(found: _Found, rows: _Index, caller: U64, known: object) -> None:

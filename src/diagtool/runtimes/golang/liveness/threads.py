@@ -10,84 +10,109 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diagtool.capture.memory import U64
 from diagtool.capture.model import CapturedThread
 from diagtool.capture.plan import MappingOrder
-from diagtool.runtimes.golang.model import GoRuntime
+from diagtool.runtimes.golang.model import GoRuntime, Status
+from diagtool.runtimes.golang.pclntab import Functions
 
 __all__ = ["Held", "held_by_threads"]
 
 _BELOW = 128  # bytes below a stack pointer that C may use
 _MOST = 8 << 20  # bytes of one thread's stack
-_PROGRAM = {"x86_64": ("rip", "rsp", "fs_base"), "aarch64": ("pc", "sp", "tpidr")}
+_REGISTERS = {"x86_64": ("rip", "rsp", "fs_base"), "aarch64": ("pc", "sp", "tpidr")}
 
 
 @dataclass(slots=True)
 class Held:
-    """``words``: registers, and words on stacks that are no goroutine's. ``pointers``: by thread, its stack
-    pointer, of all threads. ``places``: where busy threads are in the code. ``wrong``: why not all of it
-    is known."""
+    """``words``: registers, and words on stacks that are no goroutine's. ``pointers``: of all threads, by
+    their
+    stack pointer, where they are in the code. ``frames``: n x (pc, sp, low, high) of threads that are in the
+    runtime's code, on a stack of its own. ``places``: where busy threads are in the code. ``wrong``: why not
+    all of it is known."""
 
     words: U64
     pointers: dict[int, int]
+    frames: U64
     places: list[int] = field(default_factory=list)
     wrong: str = ""
 
 
-def held_by_threads(runtime: GoRuntime) -> Held:
+def held_by_threads(runtime: GoRuntime, functions: Functions) -> Held:
     """What the threads of a process hold, other than on the stacks of goroutines."""
-    capture = runtime.capture
-    program, stack, _ = _PROGRAM[runtime.machine]
-    order = MappingOrder(capture.mappings)
-    words: list[U64] = [np.zeros(0, np.uint64)]
-    pointers: dict[int, int] = {}
-    places = []
-    every = runtime.goroutines
-    by_start = np.argsort(every.lo)
-    lows, highs = every.lo[by_start], every.hi[by_start]
-    wrong = ""
-    for thread in capture.threads:
-        if not thread.registers:
-            wrong = f"thread {thread.tid} did not stop"
-            continue
-        pointer = thread.registers.get(stack, 0)
-        pointers[pointer] = thread.registers.get(program, 0)
-        m = _m_of(runtime, thread)
-        if m and _is_idle(runtime, m):
-            continue
-        places.append(thread.registers.get(program, 0))
-        values = [v & (1 << 64) - 1 for v in thread.registers.values()]
-        words.append(np.array(values, np.uint64))
-        vectors = thread.vectors
-        words.append(np.frombuffer(vectors[: len(vectors) & -8], "<u8"))
-        i = int(np.searchsorted(lows, np.uint64(pointer), side="right")) - 1
-        if i >= 0 and lows[i] and pointer < highs[i]:
-            continue  # a goroutine's: it is looked at there
-        words.append(_stack(runtime, order, m, pointer))
-    return Held(np.concatenate(words), pointers, places, wrong)
+    return _Reader(runtime, functions).read()
 
 
-def _stack(runtime: GoRuntime, order: MappingOrder, m: int, pointer: int) -> U64:
-    place = order.holding(pointer)
-    if place is None:
-        return np.zeros(0, np.uint64)
-    end = min(order.mappings[place].end, pointer + _MOST)
-    for name in ("g0", "gsignal"):
-        g = runtime.word(m, "m", name) if m else 0
-        low, high = (runtime.word(g, "g", f"stack.{part}") for part in ("lo", "hi")) if g else (0, 0)
-        if low <= pointer < high:
-            end = min(end, high)
-    start = max(order.mappings[place].start, pointer - _BELOW & -8)
-    values, _ = runtime.memory.load(np.arange(start, end & -8, 8, dtype=np.uint64))
-    found: NDArray[np.uint64] = values
-    return found
+class _Reader:
+    def __init__(self, runtime: GoRuntime, functions: Functions) -> None:
+        self.runtime = runtime
+        self.functions = functions
+        self.order = MappingOrder(runtime.capture.mappings)
+        every = runtime.goroutines
+        self.by_low = np.argsort(every.lo)
+        self.lows, self.highs = every.lo[self.by_low], every.hi[self.by_low]
+        self.words: list[U64] = [np.zeros(0, np.uint64)]
+        self.frames: list[tuple[int, int, int, int]] = []
+
+    def read(self) -> Held:
+        """Look at all threads."""
+        program, stack, _ = _REGISTERS[self.runtime.machine]
+        pointers: dict[int, int] = {}
+        places = []
+        wrong = ""
+        for thread in self.runtime.capture.threads:
+            if not thread.registers:
+                wrong = f"thread {thread.tid} did not stop"
+                continue
+            place, pointer = thread.registers.get(program, 0), thread.registers.get(stack, 0)
+            pointers[pointer] = place
+            m = _m_of(self.runtime, thread)
+            row = self._on(pointer)
+            if (m and _is_idle(self.runtime, m)) or self._in_call(row):
+                continue
+            places.append(place)
+            self.words.append(np.array([v & (1 << 64) - 1 for v in thread.registers.values()], np.uint64))
+            vectors = thread.vectors
+            self.words.append(np.frombuffer(vectors[: len(vectors) & -8], "<u8"))
+            if row < 0:
+                self._stack(m, place, pointer)
+        frames = np.array(self.frames, np.uint64).reshape(-1, 4)
+        return Held(np.concatenate(self.words), pointers, frames, places, wrong)
+
+    # The goroutine whose stack an address is on, -1: none.
+    def _on(self, pointer: int) -> int:
+        i = int(np.searchsorted(self.lows, np.uint64(pointer), side="right")) - 1
+        inside = i >= 0 and self.lows[i] and pointer < self.highs[i]
+        return int(self.by_low[i]) if inside else -1
+
+    # Whether a goroutine is in a system call: all that it needs is on its stack, further out.
+    def _in_call(self, row: int) -> bool:
+        g = self.runtime.goroutines
+        return row >= 0 and g.status[row] == Status.SYSCALL and g.syscall_sp[row] != 0 and not g.scan[row]
+
+    def _stack(self, m: int, place: int, pointer: int) -> None:
+        runtime = self.runtime
+        at = self.order.holding(pointer)
+        if at is None:
+            return
+        mapping = self.order.mappings[at]
+        low, high = mapping.start, min(mapping.end, pointer + _MOST)
+        for name in ("g0", "gsignal"):
+            g = runtime.word(m, "m", name) if m else 0
+            lo, hi = (runtime.word(g, "g", f"stack.{part}") for part in ("lo", "hi")) if g else (0, 0)
+            if lo <= pointer < hi:
+                low, high = max(lo, low), min(hi, high)
+                if name == "g0" and self.functions.at(place) is not None:
+                    self.frames.append((place, pointer, low, high))
+                    return
+        start = max(low, pointer - _BELOW) & -8
+        self.words.append(runtime.memory.load(np.arange(start, high & -8, 8, dtype=np.uint64))[0])
 
 
 # The m of a thread: the word below its thread pointer is its g (runtime.tlsg), where it is one.
 def _m_of(runtime: GoRuntime, thread: CapturedThread) -> int:
-    own = thread.registers.get(_PROGRAM[runtime.machine][2], 0)
+    own = thread.registers.get(_REGISTERS[runtime.machine][2], 0)
     if runtime.machine != "x86_64" or not own:
         return 0
     data = runtime.memory.try_read(own - 8, 8)
