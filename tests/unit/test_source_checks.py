@@ -665,7 +665,7 @@ def test_the_leak_is_found_and_its_twins_are_not(check: str, leak: str, healthy:
 
 
 def test_every_check_has_its_twins() -> None:
-    assert {check for check, _, _ in TWINS} == set(CHECKS)
+    assert {check for check, _, _ in TWINS} == {n for n, c in CHECKS.items() if c.language == "python"}
 
 
 def test_only_what_the_stack_is_in_counts() -> None:

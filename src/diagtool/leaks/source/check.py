@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from diagtool.leaks.source.module import Function
 
@@ -64,9 +64,11 @@ class Check:
     name: str
     about: str
     words: re.Pattern[str]
-    find: Callable[[Function, Ask], Iterator[Hit]]
+    #: Of a function of ``language``: a ``Function``, or a ``golang.module.GoFunction``.
+    find: Callable[[Any, Ask], Iterator[Hit]]
     #: What the finding is about names the very function: a file is enough to know, not the whole program.
     exact: bool = False
+    language: str = "python"  # | "go"
 
 
 _Call: TypeAlias = tuple[ast.Call, str]

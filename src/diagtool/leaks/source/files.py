@@ -7,6 +7,7 @@ ever imported or run, only parsed.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from diagtool.leaks.source.golang.module import GoFunction, GoModule
 from diagtool.leaks.source.module import Function, Module
 from diagtool.leaks.source.same import differs
 from diagtool.paths import path_under
@@ -32,7 +34,14 @@ _MAX_BYTES = 128 << 20
 #: Files below a folder that is given with --source, and folders in it.
 _MAX_LISTED = 5_000
 _MAX_VISITED = 20_000
-_SKIPPED = frozenset("node_modules __pycache__ site-packages venv build dist tests test".split())
+_SKIPPED = frozenset(
+    "node_modules __pycache__ site-packages venv build dist tests test testdata vendor".split()
+)
+#: Languages by the ends of their files.
+LANGUAGES = {".py": "python", ".go": "go"}
+#: Files of one package of Go that are looked at.
+_MAX_PACKAGE = 200
+_GO_MODULE = re.compile(rb"^module[ \t]+\"?([^\s\"]+)", re.MULTILINE)
 
 #: Why a source is not used: changed since the process started; other lines or names than the running code.
 Doubt = Literal["newer", "differs"]
@@ -49,12 +58,12 @@ class Found:
 
 
 class Sources:
-    """Looks up the Python files that frames name.
+    """Looks up the files of Python and Go that frames name.
 
     ``root`` is where the target's paths start: the sysroot, or /proc/PID/root of a live target. Links are
-    followed as the target would. Only plain ``.py`` files are opened, no larger than 4 MiB, and only when
-    they were not changed since the process started: then the line may be another one. Without a root nothing
-    is looked up for a target of another host or with another root directory than ours.
+    followed as the target would. Only plain ``.py`` and ``.go`` files are opened, no larger than 4 MiB, and
+    only when they were not changed since the process started: then the line may be another one. Without a
+    root nothing is looked up for a target of another host or with another root directory than ours.
 
     ``folders`` are looked in first: for the longest end of the recorded path that is there. When these
     files were changed says nothing (a fresh checkout), so they are compared with ``codes``, rows of the table
@@ -85,7 +94,8 @@ class Sources:
         self._files: dict[str, Found | None] = {}
         self._bytes = 0  # of all files that are kept
         self._lines: dict[str, list[bytes]] = {}
-        self._modules: dict[str, Module | None] = {}
+        self._modules: dict[str, Module | GoModule | None] = {}
+        self._go_modules: dict[Path, str] = {}
         self._doubts: dict[str, Doubt | None] = {}
 
     @property
@@ -97,10 +107,10 @@ class Sources:
 
     def line(self, frame: Frame) -> str:
         """The text of the frame's line, stripped, or "". It may hold anything: clean it before showing."""
-        if frame.line is None or frame.line < 1 or not frame.file.endswith(".py"):
+        if frame.line is None or frame.line < 1 or not frame.file.endswith(tuple(LANGUAGES)):
             return ""
         found = self.file(frame.file)
-        if found is None or found.newer or (found.given and self.doubt(frame.file) is not None):
+        if found is None or found.newer or (found.given and self._is_another(frame)):
             return ""
         lines = self._lines.get(frame.file)
         if lines is None:
@@ -108,6 +118,11 @@ class Sources:
         if frame.line > len(lines):
             return ""
         return lines[frame.line - 1].decode("utf-8", "replace").strip()[:1000]
+
+    def _is_another(self, frame: Frame) -> bool:
+        if frame.file.endswith(".go"):
+            return self.function(frame) is None
+        return self.doubt(frame.file) is not None
 
     # --- files, for checks -----------------------------------------------------------------------------
 
@@ -123,12 +138,45 @@ class Sources:
         self._files[name] = found
         self._bytes += len(found.data) if found is not None else 0
 
-    def module(self, name: str) -> Module | None:
+    def module(self, name: str) -> Module | GoModule | None:
         """The same parsed; None where there is none. Not certain to be what runs: ask :meth:`doubt`."""
         if name not in self._modules:
             found = self.file(name)
-            self._modules[name] = Module(name, found.data) if found is not None else None
+            self._modules[name] = None if found is None else self._module(name, found)
         return self._modules[name]
+
+    def _module(self, name: str, found: Found) -> Module | GoModule:
+        if not name.endswith(".go"):
+            return Module(name, found.data)
+        return GoModule(name, found.data, lambda: self._package(found.place), self._whole_of_go)
+
+    def _package(self, place: str) -> Iterator[GoModule]:
+        """The other files of the folder that the file at ``place`` is in, without tests."""
+        folder = Path(place).parent
+        try:
+            names = sorted(p.name for p in folder.iterdir() if p.suffix == ".go" and p.stem[-5:] != "_test")
+        except OSError:
+            return
+        for each in names[:_MAX_PACKAGE]:
+            path = folder / each
+            if str(path) != place and (module := self._go_at(path, place)) is not None:
+                yield module
+
+    def _go_at(self, path: Path, beside: str) -> GoModule | None:
+        name = str(path)
+        if name not in self._files:
+            if len(self._files) >= MAX_FILES or self._bytes > _MAX_BYTES:
+                return None
+            data = _read(path, os.O_NOFOLLOW)
+            self._keep(name, None if data is None else Found(data[0], name, True))
+        module = self.module(name)
+        return module if isinstance(module, GoModule) else None
+
+    def _whole_of_go(self) -> Iterator[GoModule]:
+        for name in self.listed(".go"):
+            module = self.module(name)
+            if isinstance(module, GoModule):
+                yield module
 
     def doubt(self, name: str) -> Doubt | None:
         """Why the file that frames call ``name`` is not what runs; None where nothing says so."""
@@ -142,11 +190,13 @@ class Sources:
             return None
         if found.newer:
             return "newer"
+        if isinstance(module, GoModule):
+            return None  # told by its functions, each by itself
         if any(differs(module, row) for row in self._codes.get(name, ())):
             return "differs"
         return None
 
-    def function(self, frame: Frame) -> Function | None:
+    def function(self, frame: Frame) -> Function | GoFunction | None:
         """The function of a frame in its file, None where it is not there: then the source is another."""
         module = self.module(frame.file)
         if module is None or frame.line is None:
@@ -158,8 +208,8 @@ class Sources:
         }
         return module.function_of(frame.function, frame.line, first.pop() if len(first) == 1 else None)
 
-    def listed(self) -> Iterator[str]:
-        """Python files below the folders that the user named, by their own paths; the first few thousand.
+    def listed(self, suffix: str = ".py") -> Iterator[str]:
+        """Files below the folders that the user named, by their own paths; the first few thousand.
 
         Tests are left out: what they make and drop no service does.
         """
@@ -171,7 +221,9 @@ class Sources:
                     return
                 folders[:] = sorted(f for f in folders if f not in _SKIPPED and not f.startswith("."))
                 for file in sorted(files):
-                    if file.endswith(".py") and not file.startswith(("test_", "conftest")):
+                    if file.endswith(suffix) and not (
+                        file.startswith(("test_", "conftest")) or file.endswith("_test.go")
+                    ):
                         left -= 1
                         if left < 0:
                             return
@@ -185,26 +237,49 @@ class Sources:
                             yield name
 
     def _find(self, name: str) -> Found | None:
-        if not name.endswith(".py") or "\0" in name:
+        suffix = PurePosixPath(name).suffix
+        if suffix not in LANGUAGES or "\0" in name:
             return None
         parts = [p for p in PurePosixPath(name).parts if p != "/"]
         if ".." in parts:
             parts = []
         for folder in self._folders:
-            for start in range(len(parts)):
-                place = folder.joinpath(*parts[start:])
+            for place in self._places(folder, parts):
                 read = _read(place)
                 if read is not None:
                     return Found(read[0], str(place.absolute()), True)
         if self._elsewhere or not name.startswith("/"):
             return None
         path = path_under(self._root or "/", name)
-        if path is None or path.suffix != ".py":  # a link to something else
+        if path is None or path.suffix != suffix:  # a link to something else
             return None
         read = _read(path, os.O_NOFOLLOW)
         if read is None:
             return None
         return Found(read[0], str(path), False, self._not_after is not None and read[1] > self._not_after)
+
+    def _places(self, folder: Path, parts: list[str]) -> Iterator[Path]:
+        """Where in ``folder`` a file may be: by what go.mod says, then by the ends of its path."""
+        if parts and parts[-1].endswith(".go"):
+            module = self._go_module(folder)
+            path = "/".join(parts)
+            if module and path.startswith(module + "/"):
+                yield folder.joinpath(*parts[module.count("/") + 1 :])
+            # A module of others as -trimpath or the cache has it: example.com/mod@v1.2.3.
+            versioned = next((i for i, p in enumerate(parts) if "@" in p), -1)
+            if versioned >= 0:
+                yield from (folder.joinpath(*parts[start:]) for start in range(versioned + 1))
+                parts = [p.partition("@")[0] for p in parts]
+                yield from (folder.joinpath("vendor", *parts[start:]) for start in range(versioned + 1))
+        yield from (folder.joinpath(*parts[start:]) for start in range(len(parts)))
+
+    def _go_module(self, folder: Path) -> str:
+        """The name that go.mod in a folder gives its module."""
+        if folder not in self._go_modules:
+            read = _read(folder / "go.mod")
+            found = _GO_MODULE.search(read[0][:100_000]) if read is not None else None
+            self._go_modules[folder] = found[1].decode("utf-8", "replace") if found is not None else ""
+        return self._go_modules[folder]
 
 
 def _read(path: Path, more: int = 0) -> tuple[bytes, float] | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from diagtool.leaks.model import Finding, SourceLine
 from diagtool.leaks.own import is_own
 from diagtool.leaks.source.check import Ask, Check, Hit
 from diagtool.leaks.source.checks import CHECKS
 from diagtool.leaks.source.expression import search
-from diagtool.leaks.source.files import Sources
+from diagtool.leaks.source.files import LANGUAGES, Sources
+from diagtool.leaks.source.golang.module import GoFunction, GoModule
 from diagtool.leaks.source.module import Function, Module
 from diagtool.leaks.source.spawns import sites
 from diagtool.leaks.template import SourceRule, Template
@@ -28,6 +28,8 @@ _MAX_FILES = 400
 _MAX_BYTES = 16 << 20
 #: Findings of which is looked up where their tasks are started.
 _MAX_STARTED = 20
+
+_END_OF = {language: suffix for suffix, language in LANGUAGES.items()}
 
 _DOUBTS = {
     "newer": "source on disk is newer than the running code: {}",
@@ -49,7 +51,7 @@ def look_at(
 class _Place:
     """A function, and the line in it where a stack is; 0: nobody is in it."""
 
-    function: Function
+    function: Function | GoFunction
     line: int
 
 
@@ -61,6 +63,7 @@ class Looker:
         self.snapshot = snapshot
         self.warnings: list[str] = []
         self._started = 0
+        self._listed: dict[str, list[str]] = {}
         self._slow: set[str] = set()
         self._read: dict[str, int] = {}  # bytes of each file that was looked at
 
@@ -118,7 +121,9 @@ class Looker:
             return None
         return _Place(function, frame.line)
 
-    def _module(self, name: str, rule: SourceRule | None) -> Module | None:
+    def _module(self, name: str, rule: SourceRule | None) -> Module | GoModule | None:
+        if rule is not None and rule.check and not name.endswith(_END_OF[CHECKS[rule.check].language]):
+            return None
         module = self.sources.module(name)
         if module is None:
             return None
@@ -158,7 +163,7 @@ class Looker:
         if finding.kind not in ("task", "thread") or root is None or not finding.frames:
             return []
         place = self._place(root, None)
-        if place is None or place.function.name == "<module>":
+        if place is None or isinstance(place.function, GoFunction) or place.function.name == "<module>":
             return []
         # Only where it is defined: of what others do with it nothing is known.
         found = sites([place.function.module], place.function)
@@ -176,7 +181,9 @@ class Looker:
 
     def _of_files(self, rule: SourceRule, finding: Finding) -> Iterator[SourceLine]:
         subject = _subject(finding)
-        for name in self._files:
+        for name in self._files(
+            _END_OF[CHECKS[rule.check].language] if rule.check else _END_OF[_language(finding)]
+        ):
             module = self._module(name, rule)
             if module is None:
                 continue
@@ -186,12 +193,17 @@ class Looker:
             for function in module.functions:
                 yield from self._found(rule, _Place(function, 0), subject)
 
-    @cached_property
-    def _files(self) -> list[str]:
-        named = [f.file for f in self.snapshot.traces.frames if f.file.endswith(".py") and is_own(f)]
+    def _files(self, suffix: str) -> list[str]:
+        known = self._listed.get(suffix)
+        if known is None:
+            known = self._listed[suffix] = self._list(suffix)
+        return known
+
+    def _list(self, suffix: str) -> list[str]:
+        named = [f.file for f in self.snapshot.traces.frames if f.file.endswith(suffix) and is_own(f)]
         out = list(dict.fromkeys(named))[:_MAX_FILES]
         places = {found.place for name in out if (found := self.sources.file(name)) is not None}
-        for name in self.sources.listed():
+        for name in self.sources.listed(suffix):
             if len(out) >= _MAX_FILES:
                 break
             if name not in places:
@@ -209,7 +221,9 @@ class Looker:
         for hit in check.find(function, Ask(place.line or None, subject)):
             yield _line(function, hit, check.name, rule.says)
 
-    def _matching(self, rule: SourceRule, text: str, module: Module, first: int) -> Iterator[SourceLine]:
+    def _matching(
+        self, rule: SourceRule, text: str, module: Module | GoModule, first: int
+    ) -> Iterator[SourceLine]:
         """Where the expression of a team's own rule is in ``text``, which begins at line ``first``."""
         at = search(rule.pattern, text) if rule.pattern not in self._slow else None
         if at is None:
@@ -234,6 +248,10 @@ def _frames_at(at: str, finding: Finding) -> list[Frame]:
     return own[-1:] if at == "root" else own[:_MAX_FRAMES]
 
 
+def _language(finding: Finding) -> str:
+    return "go" if finding.kind == "goroutine" else "python"
+
+
 def _subject(finding: Finding) -> str:
     """What a finding is about: of stacks the outermost function; the type, function or callback of rows."""
     if finding.frames:
@@ -243,12 +261,12 @@ def _subject(finding: Finding) -> str:
     return finding.waiting_on.type if finding.waiting_on is not None else ""
 
 
-def _line(function: Function, hit: Hit, check: str, says: str = "") -> SourceLine:
+def _line(function: Function | GoFunction, hit: Hit, check: str, says: str = "") -> SourceLine:
     module = function.module
     return SourceLine(module.name, hit.line, _text(module, hit.line), check, hit.says and (says or hit.says))
 
 
-def _text(module: Module, line: int) -> str:
+def _text(module: Module | GoModule, line: int) -> str:
     return module.lines[line - 1].strip()[:200] if 0 < line <= len(module.lines) else ""
 
 

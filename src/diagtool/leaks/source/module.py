@@ -100,6 +100,8 @@ class Function:
 class Module:
     """A source file. ``lines`` is all of its text; ``tree`` is None where it can't be parsed."""
 
+    language = "python"
+
     def __init__(self, name: str, data: bytes) -> None:
         self.name = name
         self.problem: str | None = None

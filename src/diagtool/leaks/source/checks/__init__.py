@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from diagtool.leaks.source.checks import kept, locks, loops, tasks, threads
+from diagtool.leaks.source.checks import golang, kept, locks, loops, tasks, threads
 
 __all__ = ("CHECKS",)
 
-CHECKS = {check.name: check for module in (tasks, locks, loops, threads, kept) for check in module.CHECKS}
+CHECKS = {
+    check.name: check for module in (tasks, locks, loops, threads, kept, golang) for check in module.CHECKS
+}

@@ -1,0 +1,289 @@
+"""Checks of Go about locks, groups, conditions and contexts: what must be done on every way out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from diagtool.leaks.source.check import Ask, Check, Hit
+from diagtool.leaks.source.golang.flow import flow_of
+from diagtool.leaks.source.golang.module import GoFunction
+from diagtool.leaks.source.golang.tree import Node, is_call, last_name, name_of
+
+__all__ = ("CHECKS", "first_way_out", "ways_out")
+
+_WITH_CANCEL = tuple(
+    f"context.With{what}{cause}" for what in ("Cancel", "Timeout", "Deadline") for cause in ("", "Cause")
+)
+_UNLOCKS = {"Lock": "Unlock", "RLock": "RUnlock"}
+
+
+def first_way_out(function: GoFunction, begin: Node, ends: Sequence[Node]) -> Node | None:
+    """The first return after ``begin`` that none of ``ends`` comes before for certain; None: no such."""
+    return next(ways_out(function, begin, ends), None)
+
+
+def ways_out(function: GoFunction, begin: Node, ends: Sequence[Node]) -> Iterator[Node]:
+    """Returns after ``begin`` that none of ``ends`` comes before for certain.
+
+    Certain is what stands earlier in the same block, or in one around it.
+    """
+    for node in function.nodes:
+        if node.type != "return_statement" or node.start < begin.end:
+            continue
+        blocks = {id(a) for a in node.around()}
+        if not any(begin.end <= e.start < node.start and id(_block(e)) in blocks for e in ends):
+            yield node
+
+
+def _block(node: Node) -> Node | None:
+    """The list of statements that a statement stands in."""
+    return next(
+        (
+            a
+            for a in node.around()
+            if a.type in ("statement_list", "block", "communication_case", "expression_case", "default_case")
+        ),
+        None,
+    )
+
+
+def _is_deferred(node: Node) -> bool:
+    """Whether a call is that of a defer statement, or in a function that one calls."""
+    return any(around.type == "defer_statement" for around in node.around())
+
+
+# --- contexts ------------------------------------------------------------------------------------------
+
+
+def _cancel_dropped(function: GoFunction, ask: Ask) -> Iterator[Hit]:
+    for node in function.nodes:
+        if node.type not in ("short_var_declaration", "assignment_statement"):
+            continue
+        left, right = node.get("left"), node.get("right")
+        if left is None or right is None or len(left.children) != 2 or len(right.children) != 1:
+            continue
+        if not is_call(right.children[0], *_WITH_CANCEL):
+            continue
+        target = left.children[1]
+        made = name_of(right.children[0].get("function"))
+        if target.type == "identifier" and target.text == "_":
+            yield Hit(node.line, f"what cancels the context of {made} is thrown away")
+        elif target.type == "identifier":
+            yield from _uncalled(function, node, target, made)
+
+
+def _uncalled(function: GoFunction, node: Node, target: Node, made: str) -> Iterator[Hit]:
+    name = target.text
+    uses = [n for n in function.all_nodes if n.type == "identifier" and n.text == name and n.start > node.end]
+    calls = []
+    for use in uses:
+        around = use.parent
+        if around is None:
+            continue
+        if around.type == "call_expression" and use.field == "function":
+            if _is_deferred(use) or _is_in_literal(use, function):
+                return
+            calls.append(around)
+        elif around.type == "expression_list" and _is_blank(around):
+            continue  # _ = cancel
+        else:
+            return  # given to somebody who may call it
+    way_out = first_way_out(function, node, calls)
+    if not calls:
+        yield Hit(node.line, f"nothing calls {name}, which ends the context of {made}")
+    elif way_out is not None:
+        yield Hit(way_out.line, f"this way out does not call {name} of {made} in line {node.line}")
+
+
+def _is_blank(values: Node) -> bool:
+    left = values.parent.get("left") if values.parent is not None else None
+    return left is not None and all(c.text == "_" for c in left.children) and values.field == "right"
+
+
+def _is_in_literal(node: Node, function: GoFunction) -> bool:
+    for around in node.around():
+        if around is function.node:
+            return False
+        if around.type == "func_literal":
+            return True
+    return False
+
+
+# --- groups and conditions -----------------------------------------------------------------------------
+
+
+def _done_missing(function: GoFunction, ask: Ask) -> Iterator[Hit]:
+    """Of the group that is waited for at the stack's line: Done is nowhere, or a way out skips it."""
+    for node in function.nodes:
+        if not is_call(node, ".Wait") or (ask.line is not None and not node.covers(ask.line)):
+            continue
+        called = node.get("function")
+        operand = called.get("operand") if called is not None else None
+        flow = flow_of(function.module)
+        key = flow.key(function, operand) if flow is not None else None
+        if flow is None or key is None or not flow.marks(key, "Add"):
+            continue
+        dones = flow.marks(key, "Done")
+        if not dones and flow.is_known(key) and not flow.marks(key, "Go"):
+            place = flow.marks(key, "Add")[0][2]
+            yield Hit(place.line, f"nothing in the package calls {name_of(operand)}.Done()")
+        by_function: dict[int, tuple[GoFunction, list[Node]]] = {}
+        for _, f, done in dones:
+            by_function.setdefault(id(f.node), (f, []))[1].append(done)
+        for f, places in by_function.values():
+            if any(map(_is_deferred, places)) or f.module is not function.module or f.body is None:
+                continue
+            way_out = first_way_out(f, _begin(f.body), places)
+            if way_out is not None:
+                yield Hit(way_out.line, f"this way out skips {name_of(operand)}.Done()")
+
+
+def _begin(body: Node) -> Node:
+    """A place before everything in a body."""
+    place = object.__new__(Node)
+    place._data, place.type, place.field, place.parent, place.children = b"", "begin", None, body, []
+    place.start = place.end = body.start
+    place.line = place.end_line = body.line
+    return place
+
+
+def _never_signalled(function: GoFunction, ask: Ask) -> Iterator[Hit]:
+    for node in function.nodes:
+        if not is_call(node, ".Wait") or ask.line is None or not node.covers(ask.line):
+            continue
+        called = node.get("function")
+        operand = called.get("operand") if called is not None else None
+        flow = flow_of(function.module)
+        key = flow.key(function, operand) if flow is not None else None
+        if flow is None or key is None or not flow.is_known(key) or flow.marks(key, "Add", "Done", "Go"):
+            continue
+        if not flow.marks(key, "Signal", "Broadcast"):
+            yield Hit(node.line, f"nothing in the package calls {name_of(operand)}.Signal() or Broadcast()")
+
+
+# --- locks ---------------------------------------------------------------------------------------------
+
+
+def _not_unlocked(function: GoFunction, ask: Ask) -> Iterator[Hit]:
+    """A return between Lock and Unlock."""
+    if function.name in ("Lock", "RLock", "TryLock", "lock", "rlock"):
+        return  # its other half is another method
+    for node in function.nodes:
+        for lock, unlock in _UNLOCKS.items():
+            if not is_call(node, f".{lock}") or _is_deferred(node):
+                continue
+            called = node.get("function")
+            name = name_of(called.get("operand")) if called is not None else ""
+            if not name:
+                continue
+            ends = [n for n in function.all_nodes if is_call(n, f"{name}.{unlock}")]
+            given = any(
+                n.type == "selector_expression" and name_of(n) == f"{name}.{unlock}" and n.field != "function"
+                for n in function.all_nodes
+            )
+            if not ends or given or any(_is_deferred(e) or _is_in_literal(e, function) for e in ends):
+                continue  # another function gives it back, or all ways out do
+            way_out = first_way_out(function, node, ends)
+            if way_out is not None and not _is_other_branch(node, way_out):
+                yield Hit(
+                    way_out.line, f"this way out skips {name}.{unlock}() of the lock in line {node.line}"
+                )
+
+
+def _is_other_branch(begin: Node, way_out: Node) -> bool:
+    """Whether ``way_out`` can't come after ``begin``, which stands in a branch that has ended."""
+    block = _block(begin)
+    return block is not None and not block.start <= way_out.start < block.end
+
+
+def _taken_again(function: GoFunction, ask: Ask) -> Iterator[Hit]:
+    """A method that takes a lock calls another of its type that takes it, too."""
+    for node in function.nodes:
+        if not is_call(node, ".Lock", ".RLock") or _is_deferred(node):
+            continue
+        called = node.get("function")
+        name = name_of(called.get("operand")) if called is not None else ""
+        owner, _, field = name.rpartition(".")
+        if not function.receiver or not owner or "." in owner:
+            continue
+        ends = [
+            n
+            for n in function.nodes
+            if is_call(n, f"{name}.Unlock", f"{name}.RUnlock") and n.start > node.end
+        ]
+        until = min((e.start for e in ends if not _is_deferred(e)), default=1 << 62)
+        for call in function.nodes:
+            if call.type != "call_expression" or not node.end < call.start < until:
+                continue
+            method = call.get("function")
+            if method is None or name_of(method.get("operand")) != owner or _in_go(call):
+                continue
+            other = _method(function, last_name(method))
+            if other is None or other is function:
+                continue
+            taken = next((n for n in other.nodes if is_call(n, ".Lock", ".RLock") and _locks(n, field)), None)
+            if taken is not None and not (_is_read(node) and _is_read(taken) and ask.line is None):
+                yield Hit(
+                    call.line, f"{other.name}() takes {field} in line {taken.line}: it is taken already"
+                )
+
+
+def _is_read(node: Node) -> bool:
+    return last_name(node.get("function")) == "RLock"
+
+
+def _in_go(call: Node) -> bool:
+    return call.parent is not None and call.parent.type == "go_statement"
+
+
+def _locks(call: Node, field: str) -> bool:
+    called = call.get("function")
+    return called is not None and name_of(called.get("operand")).rpartition(".")[2] == field
+
+
+def _method(function: GoFunction, name: str) -> GoFunction | None:
+    for module in function.module.package:
+        for f in module.functions:
+            if f.name == name and f.receiver == function.receiver:
+                return f
+    return None
+
+
+CHECKS = (
+    Check(
+        "go-cancel-dropped",
+        "a context's cancel function is thrown away, or not called on a way out",
+        re.compile(r"context\.With"),
+        _cancel_dropped,
+        language="go",
+    ),
+    Check(
+        "go-done-missing",
+        "Done() of the WaitGroup that is waited for is nowhere, or a way out skips it",
+        re.compile(r"\.Wait\("),
+        _done_missing,
+        language="go",
+    ),
+    Check(
+        "go-cond-not-signalled",
+        "nothing signals the sync.Cond that is waited on",
+        re.compile(r"\.Wait\("),
+        _never_signalled,
+        language="go",
+    ),
+    Check(
+        "go-lock-not-released",
+        "a return between Lock() and an Unlock() that is not deferred",
+        re.compile(r"\.R?Lock\("),
+        _not_unlocked,
+        language="go",
+    ),
+    Check(
+        "go-lock-taken-again",
+        "a method that has a lock calls one that takes the same lock",
+        re.compile(r"\.R?Lock\("),
+        _taken_again,
+        language="go",
+    ),
+)
