@@ -156,3 +156,5 @@ def _of_series(rows: Rows, course: Course | None) -> Iterator[str]:
     counts = course.counts(rows)
     if course.grew(rows):
         yield "their number grew: " + ", ".join(f"{c:,}" for c in counts)
+    if course.nameless[rows].any():
+        yield "a profile does not tell whether those from before are still among them"

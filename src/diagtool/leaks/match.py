@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -109,6 +109,10 @@ class Matcher:
             return None
         if rule.series and (self.course is None or not all_hold(rule.series, self.course.facts(rows))):
             return None
+        if rule.series and self.course is not None and self.course.nameless[rows].any():
+            # Their number is all that is known: what the template says of those from before, nobody can.
+            level = rule.level if self.course.is_long(rows) else "suspect"
+            rule = replace(rule, level=level, evidence="")
         if rule.group and not all_hold(rule.group, self.facts.group(rows)):
             return None
         if not all(len(self.related(p, rows)) for p in rule.present):

@@ -43,12 +43,13 @@ class Trend:
     """How a finding's count went over a series of snapshots of one process, oldest first.
 
     ``seconds`` are the times of the snapshots since the first (NaN where a snapshot has no time);
-    ``counts`` the number of its stacks in each; ``persisted`` how many of them are the same stacks in all.
+    ``counts`` the number of its stacks in each; ``persisted`` how many of them are the same stacks in all,
+    None where nobody can tell.
     """
 
     counts: tuple[int, ...]
     seconds: tuple[float, ...]
-    persisted: int = 0
+    persisted: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)

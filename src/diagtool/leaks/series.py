@@ -2,7 +2,8 @@
 
 A stack is the same one in two snapshots when its kind, address, name, frames (with lines) and the thing it
 waits on are; a thread that used the CPU in between is not. An address alone is not enough: freed tasks make
-room for new ones.
+room for new ones. Goroutines of a profile have no number: nobody knows whether one was there before, and only
+how many there are counts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from diagtool.leaks.condition import Resolve
 from diagtool.leaks.model import Trend
 from diagtool.leaks.near import NearClusters
 from diagtool.leaks.pattern import MAX_ROUNDS
-from diagtool.snapshot.model import Snapshot
+from diagtool.snapshot.model import KIND, Snapshot
 
 Rows = NDArray[np.intp]
 U64 = NDArray[np.uint64]
@@ -30,6 +31,8 @@ LEAST_GROWTH = 3
 LEAST_RATIO = 0.1
 #: A place whose earlier stacks are gone to a larger part than this makes progress: only who stayed counts.
 MOST_TURNOVER = 0.2
+#: Snapshots and seconds from which on growth alone tells a leak: programs warm up, and load comes and goes.
+LEAST_SNAPSHOTS, LEAST_SECONDS = 3, 60.0
 #: CPU time of a thread, in seconds, above which it did something between two snapshots.
 _CPU_PROGRESS = 0.001
 
@@ -75,12 +78,19 @@ class Course:
     def since(self) -> NDArray[np.intp]:
         """For every stack of the last snapshot, the first snapshot from which on it has been there."""
         latest = len(self.snapshots) - 1
+        known = ~self.nameless
         since = np.full(len(self.last.stacks), latest, np.intp)
         here = np.ones(len(since), np.bool_)
         for at in range(latest - 1, -1, -1):
-            here = here & np.isin(self._identities[-1], self._identities[at]) & ~self._progressed(at)
+            here = here & known & np.isin(self._identities[-1], self._identities[at]) & ~self._progressed(at)
             since[here] = at
         return since
+
+    @cached_property
+    def nameless(self) -> NDArray[np.bool_]:
+        """Which stacks of the last snapshot can't be told from others: goroutines of a profile."""
+        s = self.last.stacks
+        return np.asarray((s.kind == KIND["goroutine"]) & (s.address == 0), np.bool_)
 
     def _progressed(self, at: int) -> NDArray[np.bool_]:
         """Threads of the last snapshot that used the CPU since snapshot ``at``."""
@@ -111,6 +121,10 @@ class Course:
 
     def leaking(self, rows: Rows) -> Rows:
         """Those of ``rows`` that count: all where places grew and kept who was there, else who stayed."""
+        nameless = self.nameless[rows]
+        if nameless.any():
+            named = self.leaking(rows[~nameless])
+            return np.union1d(named, self._may_have_stayed(rows[nameless]))
         if not len(rows):
             return rows
         stayed = rows[self.since[rows] < len(self.snapshots) - 1]
@@ -121,14 +135,25 @@ class Course:
             return rows
         return stayed
 
+    def _may_have_stayed(self, rows: Rows) -> Rows:
+        """Of stacks that can't be told apart all where there are more now, else as many as ever there were."""
+        return rows if self.grew(rows) else rows[: min(self.counts(rows))]
+
+    def is_long(self, rows: Rows) -> bool:
+        """Whether the places of ``rows`` got more for long enough that this alone tells a leak."""
+        every = all(a < b for a, b in pairwise(self.counts(rows)))
+        return every and len(self.snapshots) >= LEAST_SNAPSHOTS and self.seconds[-1] >= LEAST_SECONDS
+
     def ages(self, rows: Rows) -> NDArray[np.float64]:
-        """Seconds for which each of ``rows`` has been at its place at least; NaN without times."""
+        """Seconds for which each of ``rows`` has been at its place at least; NaN where nobody knows."""
         seconds = np.array(self.seconds)
-        return np.asarray(seconds[-1] - seconds[self.since[rows]], np.float64)
+        ages = np.asarray(seconds[-1] - seconds[self.since[rows]], np.float64)
+        return np.where(self.nameless[rows], math.nan, ages)
 
     def trend(self, rows: Rows) -> Trend:
         """The course of the places of ``rows``, for a report."""
-        return Trend(self.counts(rows), self.seconds, int((self.since[rows] == 0).sum()))
+        persisted = None if self.nameless[rows].any() else int((self.since[rows] == 0).sum())
+        return Trend(self.counts(rows), self.seconds, persisted)
 
     def facts(self, rows: Rows) -> Resolve:
         """Resolves the facts of ``series`` conditions."""

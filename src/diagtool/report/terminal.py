@@ -290,7 +290,7 @@ def _times(finding: Finding, view: View) -> Iterator[Line]:
     if finding.trend is not None:
         counts = " → ".join(f"{n:,}" for n in finding.trend.counts[-6:])
         text = counts  # rows of tables are not told apart
-        if finding.kind not in NO_STACKS:
+        if finding.kind not in NO_STACKS and finding.trend.persisted is not None:
             text += f", {finding.trend.persisted:,} of them in all snapshots"
         last = finding.trend.seconds[-1] if finding.trend.seconds else float("nan")
         if last == last:

@@ -73,6 +73,6 @@ def _times(f: Finding) -> Iterator[str]:
 
 
 def _persisted(f: Finding) -> str:
-    if f.trend is None or f.kind in NO_STACKS:
+    if f.trend is None or f.trend.persisted is None or f.kind in NO_STACKS:
         return ""
     return f", {f.trend.persisted:,} of them in all snapshots"
