@@ -21,7 +21,7 @@ ALL_OF_THEM = os.environ.get("DIAGTOOL_TEST_GO") == "all"
 STRIPPED = ("-trimpath", "-ldflags=-s -w -buildid=")
 PIE = ("-buildmode=pie", "-ldflags=-s -w")
 #: A standard library that is compiled for them alone takes half a minute.
-FLAGS = {"as built": (), "stripped": STRIPPED, **({"position independent": PIE} if ALL_OF_THEM else {})}
+FLAGS = {"stripped": STRIPPED, **({"as built": (), "position independent": PIE} if ALL_OF_THEM else {})}
 
 HOST = """
 import ctypes, os, sys, threading, time
@@ -53,7 +53,7 @@ def test_each_goroutine_is_the_one_of_the_dump(minor: str, flags: tuple[str, ...
     assert len(waits) > 5 and all(s is not None and 0 <= s < 3600 for s in waits)
 
 
-@pytest.mark.parametrize("minor", toolchains())
+@pytest.mark.parametrize("minor", toolchains() if ALL_OF_THEM else ["1.27"])
 def test_a_core_says_what_the_process_said(minor: str, tmp_path: Path) -> None:
     with started("frames", minor, flags=STRIPPED) as program:
         dump = parse_dump(program.debug2(tmp_path / "dump"))
@@ -73,7 +73,7 @@ def test_a_core_of_another_build_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert main(["stacks", str(core)]) == 3
     said = capsys.readouterr().err
     assert "go1.27" in said and "--exe" in said
-    assert main(["stacks", str(core), "--exe", str(built("frames", "1.27"))]) == 3
+    assert main(["stacks", str(core), "--exe", str(built("leaks", "1.27"))]) == 3
     assert "is not the file that the process had mapped" in capsys.readouterr().err
     assert main(["stacks", str(core), "--exe", str(built("frames", "1.27", STRIPPED))]) == 0
     assert "go1.27" in capsys.readouterr().out

@@ -30,6 +30,7 @@ _BUILDINFO = b"\xff Go buildinf:"
 _INLINE_STRINGS = 2  # flag of the build information: texts lie behind its head (debug/buildinfo)
 _SECTIONS = (".gopclntab", ".data.rel.ro.gopclntab", ".go.buildinfo")
 _STEP = 4 << 20  # bytes of a module's data looked at together
+_OVERLAP = 16  # and of the next piece: a slice may lie across
 _MOST_DATA = 1 << 30  # bytes of data of one module that are searched
 _MOST_MODULES = 256  # in one list of moduledata
 _MOST_GOROUTINES = 1 << 25
@@ -138,10 +139,10 @@ def _words(capture: Capture, spans: Iterable[tuple[int, int]]) -> Iterator[tuple
     left = _MOST_DATA
     for low, high in spans:
         for start in range(low, high, _STEP):
-            size = min(_STEP, high - start) & -8
+            size = min(_STEP + _OVERLAP, high - start) & -8
             left -= size
-            if size <= 0 or left < 0:
-                continue
+            if left < 0:
+                return
             data = capture.memory.try_read(start, size)
             if data is not None:
                 yield start, np.frombuffer(data, "<u8")

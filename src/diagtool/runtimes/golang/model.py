@@ -15,6 +15,7 @@ from diagtool.runtimes.golang.layouts import Layout
 __all__ = ["GoModule", "GoRuntime", "Goroutines", "Status"]
 
 _SCAN = 0x1000  # a bit of the status: the collector has the goroutine's stack
+_MOST_DATA = 1 << 36  # bytes of one kind of data of a module
 _BATCH = 1 << 15  # goroutines read at a time: a g has some 450 bytes
 _MOST_GOROUTINES = 20_000_000
 _ARRAY_STEP = 1 << 20  # words of allgs read at a time
@@ -61,7 +62,7 @@ class GoModule:
         w = self.words
         named = ("noptrdata", "data", "bss", "noptrbss")
         pairs = [(w.get(n, 0), w.get("e" + n, 0)) for n in named]
-        return [(low, high) for low, high in pairs if 0 < low < high]
+        return [(low, high) for low, high in pairs if 0 < low < high < low + _MOST_DATA]
 
 
 def _column(dtype: str) -> Any:
