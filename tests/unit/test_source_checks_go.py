@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
 
 import pytest
 
 from diagtool.leaks.source.check import Ask
 from diagtool.leaks.source.checks import CHECKS
-from diagtool.leaks.source.files import Sources
-from diagtool.leaks.source.golang.module import GoModule, without_comments
-from diagtool.snapshot.model import Frame
+from diagtool.leaks.source.golang.module import GoModule
 
 HERE = "// here"
 
@@ -40,6 +37,40 @@ def found(check: str, code: str) -> list[str]:
 
 #: (check, line of the hit, leaking source, healthy sources)
 TWINS = [
+    (
+        "go-channel-of-package",
+        5,
+        """
+        var jobs = make(chan int)
+
+        func work() {
+            for j := range jobs { // here
+                use(j)
+            }
+        }
+        """,
+        [
+            """
+            var jobs = make(chan int)
+
+            func work(jobs chan int) {
+                for j := range jobs { // here
+                    use(j)
+                }
+            }
+            """,
+            """
+            var jobs = make(chan int)
+
+            func work() {
+                jobs := make(chan int)
+                func() {
+                    <-jobs // here
+                }()
+            }
+            """,
+        ],
+    ),
     (
         "go-select-has-timer",
         5,
@@ -209,17 +240,47 @@ TWINS = [
     ),
     (
         "go-range-never-closed",
-        5,
+        3,
         """
-        type pool struct { jobs chan int }
-        func newPool() *pool { return &pool{jobs: make(chan int)} }
-        func (p *pool) work() {
-            for job := range p.jobs { // here
-                use(job)
-            }
-        }
+        func each(count int) { items := make(chan int); go consume(items); items <- count }
+        func consume(items <-chan int) { for range items { // here
+        } }
         """,
-        [],
+        [
+            # Pools of workers that live as long as the program.
+            """
+            type pool struct { jobs chan int }
+            func newPool() *pool { return &pool{jobs: make(chan int)} }
+            func (p *pool) work() {
+                for job := range p.jobs { // here
+                    use(job)
+                }
+            }
+            """,
+            """
+            var jobs = make(chan int)
+            func start() { go work(jobs); jobs <- 1 }
+            func work(jobs <-chan int) {
+                for job := range jobs { // here
+                    use(job)
+                }
+            }
+            """,
+            """
+            func start() {
+                jobs := make(chan int)
+                go work(jobs)
+                for { jobs <- next() }
+            }
+            func work(jobs <-chan int) {
+                for job := range jobs { // here
+                    use(job)
+                }
+            }
+            """,
+            "func main() { jobs := make(chan int); go work(jobs) }\n"
+            "func work(jobs <-chan int) {\n for job := range jobs { // here\n use(job) } }",
+        ],
     ),
     (
         "go-nobody-sends",
@@ -391,6 +452,64 @@ TWINS = [
                 } else {
                     out <- nil // here
                 }
+            }
+            """,
+        ],
+    ),
+    (
+        "go-sends-twice",
+        6,
+        """
+        func run() { out := make(chan int); go compute(out); <-out }
+        func compute(out chan<- int) {
+            out <- 1
+            // a word
+            out <- 2 // here
+        }
+        """,
+        [
+            """
+            func run() { out := make(chan int); go compute(out); <-out; <-out }
+            func compute(out chan<- int) {
+                out <- 1
+                out <- 2 // here
+            }
+            """,
+        ],
+    ),
+    (
+        "go-done-missing",
+        5,
+        """
+        func run(n int) {
+            for i := 0; i < n; i++ {
+                var wg sync.WaitGroup
+                wg.Add(2)
+                go func() { defer wg.Done() }()
+                go await(&wg)
+            }
+        }
+        func await(wg *sync.WaitGroup) {
+            wg.Wait() // here
+        }
+        """,
+        [
+            """
+            func run(n int) {
+                var wg sync.WaitGroup
+                wg.Add(2)
+                go func() { defer wg.Done() }()
+                go work(&wg)
+                wg.Wait() // here
+            }
+            func work(wg *sync.WaitGroup) { defer wg.Done() }
+            """,
+            """
+            func run(n int) {
+                var wg sync.WaitGroup
+                wg.Add(2)
+                for range 2 { go func() { defer wg.Done() }() }
+                wg.Wait() // here
             }
             """,
         ],

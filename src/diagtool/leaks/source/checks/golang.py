@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from diagtool.leaks.source.golang import channels, resources, waits
+from diagtool.leaks.source.golang import channels, resources, shared, waits
 
 __all__ = ("CHECKS",)
 
-CHECKS = (*channels.CHECKS, *waits.CHECKS, *resources.CHECKS)
+CHECKS = (*channels.CHECKS, *shared.CHECKS, *waits.CHECKS, *resources.CHECKS)
