@@ -2,8 +2,9 @@
 
 A stack is the same one in two snapshots when its kind, address, name, frames (with lines) and the thing it
 waits on are; a thread that used the CPU in between is not. An address alone is not enough: freed tasks make
-room for new ones. Goroutines of a profile have no number: nobody knows whether one was there before, and only
-how many there are counts.
+room for new ones. A goroutine is the same one by its number and who made it, if it is where it was and did
+not begin to wait anew. Goroutines of a profile have no number: nobody knows whether one was there before, and
+only how many there are counts.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ MOST_TURNOVER = 0.2
 LEAST_SNAPSHOTS, LEAST_SECONDS = 3, 60.0
 #: CPU time of a thread, in seconds, above which it did something between two snapshots.
 _CPU_PROGRESS = 0.001
+#: Seconds by which a goroutine must have waited longer before to wait for something else now: dumps say
+#: minutes, and memory tells an estimate.
+_WAIT_SLACK = 30.0
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication modulo 2**64 loses nothing
 
@@ -82,7 +86,8 @@ class Course:
         since = np.full(len(self.last.stacks), latest, np.intp)
         here = np.ones(len(since), np.bool_)
         for at in range(latest - 1, -1, -1):
-            here = here & known & np.isin(self._identities[-1], self._identities[at]) & ~self._progressed(at)
+            here = here & known & np.isin(self._identities[-1], self._identities[at])
+            here &= ~(self._progressed(at) | self._waits_anew(at))
             since[here] = at
         return since
 
@@ -106,6 +111,24 @@ class Course:
             ):
                 moved[info.stack] = True
         return moved
+
+    def _waits_anew(self, at: int) -> NDArray[np.bool_]:
+        """Goroutines of the last snapshot that waited longer in snapshot ``at``: they went on in between."""
+        now, then = self.last.stacks, self.snapshots[at].stacks
+        anew = np.zeros(len(now), np.bool_)
+        rows = np.flatnonzero(
+            (then.kind == KIND["goroutine"]) & (then.wait_seconds > 0) & (then.address != 0)
+        )
+        told = (now.kind == KIND["goroutine"]) & (now.wait_seconds > 0)
+        if not len(rows) or not told.any():  # a source that doesn't tell how long they wait
+            return anew
+        rows = rows[np.argsort(then.address[rows], kind="stable")]
+        numbers = then.address[rows]
+        place = np.minimum(np.searchsorted(numbers, now.address), len(rows) - 1)
+        same = (numbers[place] == now.address) & (now.kind == KIND["goroutine"])
+        waits = np.nan_to_num(now.wait_seconds, nan=0.0)
+        anew[same] = (waits[same] + _WAIT_SLACK) < then.wait_seconds[rows[place[same]]]
+        return anew
 
     def counts(self, rows: Rows) -> tuple[int, ...]:
         """How many stacks there were at the places of ``rows``, in each snapshot."""
@@ -136,7 +159,7 @@ class Course:
         return stayed
 
     def _may_have_stayed(self, rows: Rows) -> Rows:
-        """Of stacks that can't be told apart all where there are more now, else as many as ever there were."""
+        """Of stacks that can't be told apart all where there are more, else as many as ever there were."""
         return rows if self.grew(rows) else rows[: min(self.counts(rows))]
 
     def is_long(self, rows: Rows) -> bool:
@@ -229,4 +252,7 @@ def _places(snapshot: Snapshot) -> U64:
 def _identities(snapshot: Snapshot) -> U64:
     s = snapshot.stacks
     things = np.array([t.address for t in snapshot.things] + [0], np.uint64)
-    return _mixed(s.kind, s.address, _texts(s.name), trace_hashes(snapshot)[s.trace], things[s.thing])
+    traces = trace_hashes(snapshot)
+    # Numbers of goroutines are never used again in a process; of another one they are the same, too.
+    made = np.where(s.kind == KIND["goroutine"], traces[s.created_by], np.uint64(0))
+    return _mixed(s.kind, s.address, _texts(s.name), traces[s.trace], things[s.thing], made)
