@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from diagtool.capture.errors import NoRuntime, NotSupported
 from diagtool.capture.model import Capture
-from diagtool.runtimes.golang.find import go_files
+from diagtool.runtimes.golang.files import go_files
 from diagtool.runtimes.native.stacks.model import NativeStacks
 from diagtool.runtimes.plain import NATIVE
 from diagtool.snapshot.model import Snapshot, SnapshotBuilder

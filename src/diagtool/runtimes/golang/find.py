@@ -17,18 +17,17 @@ from numpy.typing import NDArray
 from diagtool.capture.errors import NoRuntime, NotSupported
 from diagtool.capture.memory import U64
 from diagtool.capture.model import Capture, Mapping
-from diagtool.capture.modulefiles import elf_in_memory
 from diagtool.capture.modules import Module
 from diagtool.runtimes.golang import layouts
+from diagtool.runtimes.golang.files import go_files
 from diagtool.runtimes.golang.model import GoModule, GoRuntime
 
-__all__ = ["find_go", "go_files"]
+__all__ = ["find_allgs", "find_go", "version_in"]
 
 _MAGICS = (0xFFFFFFF1, 0xFFFFFFF0)  # of pcHeader: from 1.20 on; 1.18 and 1.19 (runtime/symtab.go)
 _OLD_MAGICS = (0xFFFFFFFA, 0xFFFFFFFB)  # 1.16 and 1.17; up to 1.15
 _BUILDINFO = b"\xff Go buildinf:"
 _INLINE_STRINGS = 2  # flag of the build information: texts lie behind its head (debug/buildinfo)
-_SECTIONS = (".gopclntab", ".data.rel.ro.gopclntab", ".go.buildinfo")
 _STEP = 4 << 20  # bytes of a module's data looked at together
 _OVERLAP = 16  # and of the next piece: a slice may lie across
 _MOST_DATA = 1 << 30  # bytes of data of one module that are searched
@@ -37,7 +36,6 @@ _MOST_GOROUTINES = 1 << 25
 _SAMPLE = 64  # goroutines of a list that are looked at to know it
 _GOOD = 0.75  # of these must point to themselves: one that is just being made does not yet
 _VERSION = re.compile(rb"(?:devel )?(?:\+[0-9a-f]+ )?go1\.\d+[\w.+-]*")
-_PT_NOTE = 4
 
 #: What to do about a core whose Go can't be read.
 FILES = "Name its executable with --exe, or the folder of its files with --sysroot."
@@ -60,26 +58,6 @@ def find_go(capture: Capture) -> GoRuntime:
         "no Go runtime was found in this process",
         f"diagtool reads Go 1.{layouts.known()[0]} to 1.{layouts.known()[-1]}.",
     )
-
-
-def go_files(capture: Capture) -> list[Module]:
-    """The files of a process that are Go's: by their build id, or by the names of their sections."""
-    exe = capture.process.exe
-    ranked = sorted(capture.modules, key=lambda m: m.path != exe)
-    return [m for m in ranked if m.path != "[vdso]" and _is_go(capture, m)]
-
-
-def _is_go(capture: Capture, module: Module) -> bool:
-    elf = elf_in_memory(capture.memory.try_read, module.start)
-    if elf is not None:
-        for segment in elf.segments[elf.segments["type"] == _PT_NOTE]:
-            size = min(int(segment["filesz"]), 4096)
-            note = capture.memory.try_read(elf.bias + int(segment["address"]), size) if size else None
-            if note and note[12:16] == b"Go\0\0":
-                return True
-    if module.file is None and module.path == capture.process.exe:  # a core, without its executable
-        return bool(_version(capture, module, _data(capture.mappings, module)))
-    return any(module.section(name) is not None for name in _SECTIONS)
 
 
 def _in_file(capture: Capture, module: Module, missing: list[str]) -> GoRuntime | None:
@@ -222,6 +200,11 @@ def _modules(runtime: GoRuntime, first: int, magic: int) -> Iterator[GoModule]:
             {name: word(name) for name in names if runtime.has("moduledata", name)},
         )
         address = word("next")
+
+
+def version_in(capture: Capture, module: Module) -> str:
+    """Which Go a file was built with, by its data in memory; "" where it is none of Go's."""
+    return _version(capture, module, _data(capture.mappings, module))
 
 
 # -- version --------------------------------------------------------------------------------------------
