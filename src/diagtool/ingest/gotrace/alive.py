@@ -93,11 +93,21 @@ class Counts:
         """The piece of time that each moment is in."""
         return np.clip((at - self.opens) // self.width, 0, BINS - 1)
 
-    def place(self, reason: NDArray[np.int64], stack: NDArray[np.int64]) -> NDArray[np.int32]:
+    def place(self, reason: NDArray[np.integer], stack: NDArray[np.integer]) -> NDArray[np.int32]:
         """The number of each place."""
-        distinct, inverse = np.unique(reason << 32 | stack, return_inverse=True)
-        out = [self._place((k >> 32, k & 0xFFFFFFFF)) for k in distinct.tolist()]
-        return np.array(out, np.int32)[inverse]
+        if not len(reason):
+            return np.zeros(0, np.int32)
+        width = int(stack.max()) + 1
+        key = reason.astype(np.int64) * width + stack
+        if (int(reason.max()) + 1) * width < 1 << 24:
+            there = np.zeros((int(reason.max()) + 1) * width, np.bool_)
+            there[key] = True
+            keys = np.flatnonzero(there)
+            numbers = np.zeros(len(there), np.int32)
+            numbers[keys] = [self._place(divmod(k, width)) for k in keys.tolist()]
+            return numbers[key]
+        distinct, inverse = np.unique(key, return_inverse=True)
+        return np.array([self._place(divmod(k, width)) for k in distinct.tolist()], np.int32)[inverse]
 
     def _place(self, key: tuple[int, int]) -> int:
         known = self._numbers.get(key)
@@ -135,8 +145,7 @@ class Counts:
             column += by * np.bincount(rows, minlength=len(column)).astype(column.dtype)
             return
         flat = rows.astype(np.int64) * BINS + self.bins(at)
-        distinct, counts = np.unique(flat, return_counts=True)
-        column.reshape(-1)[distinct] += (by * counts).astype(column.dtype)
+        column += by * np.bincount(flat, minlength=column.size).astype(column.dtype).reshape(column.shape)
 
     def moments(self, rows: NDArray[Any], at: NDArray[np.int64]) -> None:
         """Note when waits at places began."""
@@ -216,13 +225,19 @@ class Population:
         counts.add("standing", place[begins[s.known[begins] == 1]])
         counts.add("left", place_before[goes[~waits[goes]]])
 
-        made_here = np.maximum.reduceat(np.where(s.created == 1, np.maximum(s.made, 0), 0), start)
-        made_before = (
-            np.where(here[start], old.made[at[start]], 0) if len(old) else np.zeros(len(start), "i4")
-        )
-        made = np.where(made_here > 0, made_here, made_before)
-        born = np.flatnonzero(s.created == 1)
-        counts.add("created", made[of[born]], s.at[born])
+        # What is told of its beginning, by goroutine.
+        told = np.flatnonzero(s.birth >= 0)
+        births, whose = s.birth[told], of[told]
+        created = np.zeros(len(start), np.bool_)
+        made, begin, parent, born = (np.zeros(len(start), t) for t in ("i4", "i4", "u8", "i8"))
+        created[whose] = s.births.created[births] == 1
+        made[whose], begin[whose] = s.births.made[births], s.births.begin[births]
+        parent[whose], born[whose] = s.births.parent[births], s.at[told]
+        if len(old):
+            past = here[start] & ~created
+            made = np.where(past, old.made[at[start]], made)
+        fresh = told[s.births.created[births] == 1]
+        counts.add("created", made[of[fresh]], s.at[fresh])
         done = np.flatnonzero(s.state == ENDED)
         counts.add("ended", made[of[done]], s.at[done])
 
@@ -235,17 +250,13 @@ class Population:
             past = np.where(known, getattr(old, name)[where], otherwise) if len(old) else otherwise
             return np.where(has, new, past).astype(_COLUMNS[name])
 
-        created = np.maximum.reduceat(s.created, start) == 1
-        first_function = np.maximum.reduceat(np.maximum(s.begin, 0), start)
         since = np.where(s.known[end] == 1, UNKNOWN, s.at[end])
         now = Alive(
             goid=s.goid[end],
-            born=carried(
-                np.maximum.reduceat(np.where(s.created == 1, s.at, UNKNOWN), start), created, "born", UNKNOWN
-            ),
-            made=made.astype(np.int32),
-            begin=carried(first_function, first_function > 0, "begin", 0),
-            parent=carried(np.maximum.reduceat(s.parent, start), created, "parent", 0),
+            born=carried(born, created, "born", UNKNOWN),
+            made=made,
+            begin=carried(begin, begin > 0, "begin", 0),
+            parent=carried(parent, created, "parent", 0),
             state=s.state[end],
             place=np.where(waits[end], place[end], 0).astype(np.int32),
             stack=stack[end].astype(np.int32),

@@ -23,12 +23,14 @@ __all__ = [
     "SYSCALL",
     "WAITING",
     "Batch",
+    "Births",
     "Decoded",
     "Part",
     "Stacks",
     "Steps",
     "Trace",
     "Wire",
+    "reference",
 ]
 
 #: States of goroutines, after a step.
@@ -105,20 +107,36 @@ class Trace:
     warnings: list[str] = field(default_factory=list)
 
 
-#: The columns of Steps.
+#: The columns of Steps and of Births. None is -1 in those that are signed.
 STEPS = {
     "goid": "u8",
     "order": "i8",
     "at": "i8",
     "state": "u1",
     "known": "u1",
-    "created": "u1",
-    "reason": "i8",
-    "stack": "i8",
-    "made": "i8",
-    "begin": "i8",
-    "parent": "u8",
+    "reason": "i4",
+    "stack": "i4",
+    "birth": "i4",
 }
+BIRTHS = {"created": "u1", "made": "i4", "begin": "i4", "parent": "u8"}
+
+
+@dataclass(slots=True)
+class Births:
+    """How goroutines began, as columns. ``created``: 1 in the trace, 0 before it. ``made``: the stack of the
+    creator, ``begin``: of the first function (numbers, -1 for none). ``parent``: the creator."""
+
+    created: NDArray[np.uint8]
+    made: NDArray[np.int32]
+    begin: NDArray[np.int32]
+    parent: NDArray[np.uint64]
+
+    @classmethod
+    def blank(cls, length: int) -> Births:
+        return cls(**{c: np.full(length, -1 if t[0] == "i" else 0, t) for c, t in BIRTHS.items()})
+
+    def __len__(self) -> int:
+        return len(self.created)
 
 
 @dataclass(slots=True)
@@ -126,9 +144,8 @@ class Steps:
     """What happened to goroutines, as columns of equal length.
 
     ``goid``. ``order``: ascending over the steps of one goroutine in a part. ``at``: ticks. ``state`` after
-    it. ``known``: 1 where it only says what was so already. ``created``: 1 where the goroutine began.
-    ``reason`` and ``stack``: of the wait, -1 for none. ``made``: the stack of its creator, ``begin``: of its
-    first function, ``parent``: the creator (where ``created``). Strings and stacks by number.
+    it. ``known``: 1 where it only says what was so already. ``reason`` and ``stack``: of the wait (numbers).
+    ``birth``: which of ``births`` it tells; -1 for none.
     """
 
     goid: NDArray[np.uint64]
@@ -136,28 +153,38 @@ class Steps:
     at: NDArray[np.int64]
     state: NDArray[np.uint8]
     known: NDArray[np.uint8]
-    created: NDArray[np.uint8]
-    reason: NDArray[np.int64]
-    stack: NDArray[np.int64]
-    made: NDArray[np.int64]
-    begin: NDArray[np.int64]
-    parent: NDArray[np.uint64]
+    reason: NDArray[np.int32]
+    stack: NDArray[np.int32]
+    birth: NDArray[np.int32]
+    births: Births
 
     @classmethod
     def blank(cls, length: int) -> Steps:
-        """Of nothing: no reason, no stacks, nobody."""
-        return cls(**{c: np.full(length, -1 if t == "i8" else 0, t) for c, t in STEPS.items()})
+        """Of nothing: no reason, no stack, nobody."""
+        columns = {c: np.full(length, -1 if t[0] == "i" else 0, t) for c, t in STEPS.items()}
+        return cls(**columns, births=Births.blank(0))
 
     @classmethod
     def joined(cls, parts: Sequence[Steps]) -> Steps:
-        return cls(**{c: np.concatenate([getattr(p, c) for p in parts]) for c in STEPS})
+        columns = {c: np.concatenate([getattr(p, c) for p in parts]) for c in STEPS if c != "birth"}
+        before = np.cumsum([0, *(len(p.births) for p in parts[:-1])]).tolist()
+        birth = [np.where(p.birth < 0, -1, p.birth + n) for p, n in zip(parts, before, strict=True)]
+        births = {c: np.concatenate([getattr(p.births, c) for p in parts]) for c in BIRTHS}
+        return cls(**columns, birth=np.concatenate(birth).astype(np.int32), births=Births(**births))
 
     def take(self, rows: NDArray[Any]) -> Steps:
         """Some of them: by number, or by a mask."""
-        return Steps(**{c: getattr(self, c)[rows] for c in STEPS})
+        return Steps(**{c: getattr(self, c)[rows] for c in STEPS}, births=self.births)
 
     def __len__(self) -> int:
         return len(self.goid)
+
+
+def reference(values: NDArray[np.uint64]) -> NDArray[np.int32]:
+    """Numbers of strings and stacks as columns hold them; -1 for 0, which is none, and for absurd ones."""
+    out: NDArray[np.int32] = np.minimum(values, np.uint64((1 << 31) - 1)).astype(np.int32)
+    out[(out == 0) | (out == (1 << 31) - 1)] = -1
+    return out
 
 
 @dataclass(slots=True)

@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from diagtool.ingest.gotrace.model import ENDED, NONE, READY, RUNNING, SYSCALL, WAITING, Decoded, Steps
+from diagtool.ingest.gotrace.model import (
+    ENDED,
+    NONE,
+    READY,
+    RUNNING,
+    SYSCALL,
+    WAITING,
+    Births,
+    Decoded,
+    Steps,
+    reference,
+)
 from diagtool.ingest.gotrace.running import Running, follows
 
 __all__ = ["new_steps"]
@@ -77,22 +88,25 @@ def new_steps(events: Decoded, running: Running) -> Steps:
     fresh = _is(type_, _CREATE, _CREATE_BLOCKED, _CREATE_SYSCALL)
     out.known[:] = 0
     out.known[status] = 1
-    out.created[:] = fresh
     # What is said of a goroutine in a new generation, and its creation, come before all else of it.
     out.order = np.where(named, order, now_order) * 2 + 1
     out.order[fresh | (out.known == 1)] = 0
     out.at = events.at[rows]
     out.state = state
     stacked = np.flatnonzero(_is(type_, _STOP, _BLOCK, _SYSCALL))
-    out.stack[stacked] = _number(events.argument(rows[stacked], 1))
+    out.stack[stacked] = reference(events.argument(rows[stacked], 1))
     with_stack = np.flatnonzero(type_ == _STATUS_STACK)
-    out.stack[with_stack] = _number(events.argument(rows[with_stack], 3))
+    out.stack[with_stack] = reference(events.argument(rows[with_stack], 3))
     blocked = np.flatnonzero(_is(type_, _BLOCK, _STOP))
-    out.reason[blocked] = _number(events.argument(rows[blocked], 0))
-    made = np.flatnonzero(_is(type_, _CREATE, _CREATE_BLOCKED))
-    out.begin[made] = _number(events.argument(rows[made], 1))
-    out.made[made] = _number(events.argument(rows[made], 2))
-    out.parent[made] = now[made]
+    out.reason[blocked] = reference(events.argument(rows[blocked], 0))
+    born = np.flatnonzero(fresh)
+    out.birth[born] = np.arange(len(born))
+    out.births = Births.blank(len(born))
+    out.births.created[:] = 1
+    told = type_[born] != _CREATE_SYSCALL
+    out.births.begin[told] = reference(events.argument(rows[born[told]], 1))
+    out.births.made[told] = reference(events.argument(rows[born[told]], 2))
+    out.births.parent[:] = now[born]
 
     # A switch is two steps: the goroutine that ran waits or ends, another one runs.
     switches = np.flatnonzero(_is(type_, _SWITCH, _SWITCH_DESTROY))
@@ -106,10 +120,3 @@ def new_steps(events: Decoded, running: Running) -> Steps:
     goes_on = (type_ == _START) & follows(stream, ~named)
     keep = (out.goid != 0) & (state != NONE) & ~returns & ~goes_on & ~ends_at_once
     return Steps.joined([out.take(keep), left.take(left.goid != 0)])
-
-
-def _number(values: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Numbers of strings and stacks; 0 is none."""
-    out: NDArray[np.int64] = (values & np.uint64((1 << 62) - 1)).astype(np.int64)
-    out[out == 0] = -1
-    return out

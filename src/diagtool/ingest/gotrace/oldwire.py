@@ -19,10 +19,12 @@ from diagtool.ingest.gotrace.model import (
     SYSCALL,
     WAITING,
     Batch,
+    Births,
     Decoded,
     Part,
     Steps,
     Trace,
+    reference,
 )
 from diagtool.ingest.gotrace.running import Running, follows
 from diagtool.ingest.gotrace.varints import Numbers, Places, walk
@@ -210,15 +212,15 @@ def old_steps(events: Decoded, running: Running) -> Steps:
     out.known[:] = _is(type_, _WAITING, _IN_SYSCALL)
     # Goroutines that were there before are told as if they were created, by nobody, when the trace begins.
     made = np.flatnonzero(type_ == _CREATE)
-    born = made[now[made] != 0]
-    out.created[:] = 0
-    out.created[born] = 1
     out.known[made[now[made] == 0]] = 1
-    out.begin[made] = _number(events.argument(rows[made], 1))
-    out.made[born] = _number(events.argument(rows[born], 2))
-    out.parent[born] = now[born]
+    out.birth[made] = np.arange(len(made))
+    out.births = Births.blank(len(made))
+    out.births.created[:] = now[made] != 0
+    out.births.begin[:] = reference(events.argument(rows[made], 1))
+    out.births.made[:] = np.where(now[made] != 0, reference(events.argument(rows[made], 2)), -1)
+    out.births.parent[:] = now[made]
     stacked = np.flatnonzero(_is(type_, _SCHED, _PREEMPT, _SYSCALL, *REASONS))
-    out.stack[stacked] = _number(events.argument(rows[stacked], 0))
+    out.stack[stacked] = reference(events.argument(rows[stacked], 0))
     for kind in REASONS:
         out.reason[type_ == kind] = -2 - kind
     # The stack of a system call is told when it begins; that it blocks, later.
@@ -226,10 +228,3 @@ def old_steps(events: Decoded, running: Running) -> Steps:
     out.stack[blocked] = out.stack[blocked - 1]
     keep = (out.goid != 0) & (type_ != _SYSCALL) & ~(starts & follows(stream, ~named))
     return out.take(keep)
-
-
-def _number(values: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Numbers of stacks; 0 is none."""
-    out: NDArray[np.int64] = (values & np.uint64((1 << 62) - 1)).astype(np.int64)
-    out[out == 0] = -1
-    return out

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diagtool.golang.goroutines import go_frame
 from diagtool.golang.names import function_name
@@ -76,12 +78,9 @@ class Places:
     def settle(self, steps: Steps, part: Part) -> None:
         """Put these numbers in the place of those of ``part``."""
         cache: dict[int, int] = {}
-        for column in (steps.stack, steps.made, steps.begin):
-            distinct, inverse = np.unique(column, return_inverse=True)
-            column[:] = np.array([self._stack(i, part, cache) for i in distinct.tolist()], np.int64)[inverse]
-        distinct, inverse = np.unique(steps.reason, return_inverse=True)
-        told = [self._reason(i, part) for i in distinct.tolist()]
-        steps.reason[:] = np.array(told, np.int64)[inverse]
+        for column in (steps.stack, steps.births.made, steps.births.begin):
+            _renumber(column, lambda id_: self._stack(id_, part, cache))
+        _renumber(steps.reason, lambda id_: self._reason(id_, part))
 
     def _reason(self, id_: int, part: Part) -> int:
         text = REASONS.get(-2 - id_, "") if id_ < -1 else part.strings.get(id_, "")[:200] if id_ > 0 else ""
@@ -127,3 +126,20 @@ class Places:
         """The go statement, from the stack of who made a goroutine."""
         frames = self.stacks[stack]
         return self._made(*self._frames[frames[0]]) if frames else None
+
+
+def _renumber(column: NDArray[np.int32], number: Callable[[int], int]) -> None:
+    """Put ``number`` of each value in its place; each value is asked for once."""
+    if not len(column):
+        return
+    low, high = int(column.min()), int(column.max())
+    if high - low < 1 << 22:
+        there = np.zeros(high - low + 1, np.bool_)
+        there[column - low] = True
+        new = np.zeros(len(there), np.int32)
+        values = np.flatnonzero(there)
+        new[values] = [number(value + low) for value in values.tolist()]
+        column[:] = new[column - low]
+        return
+    distinct, inverse = np.unique(column, return_inverse=True)
+    column[:] = np.array([number(value) for value in distinct.tolist()], np.int32)[inverse]
