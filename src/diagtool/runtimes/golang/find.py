@@ -9,13 +9,14 @@ data of the file: its first word points to the head of the function tables, whic
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diagtool.capture.errors import NoRuntime, NotSupported
-from diagtool.capture.memory import U64
+from diagtool.capture.memory import U64, Mask
 from diagtool.capture.model import Capture, Mapping
 from diagtool.capture.modules import Module
 from diagtool.runtimes.golang import layouts
@@ -23,6 +24,8 @@ from diagtool.runtimes.golang.files import go_files
 from diagtool.runtimes.golang.model import GoModule, GoRuntime
 
 __all__ = ["find_allgs", "find_go", "version_in"]
+
+_Load = Callable[[U64, str, str], tuple[NDArray[Any], Mask]]
 
 _MAGICS = (0xFFFFFFF1, 0xFFFFFFF0)  # of pcHeader: from 1.20 on; 1.18 and 1.19 (runtime/symtab.go)
 _OLD_MAGICS = (0xFFFFFFFA, 0xFFFFFFFB)  # 1.16 and 1.17; up to 1.15
@@ -247,6 +250,11 @@ def _buildinfo(capture: Capture, address: int) -> str:
 
 def find_allgs(runtime: GoRuntime) -> int:
     """The address of the slice ``runtime.allgs``, 0 where it was not found."""
+    # What is read after the stop makes all doubtful: memory that was not copied is only read if it must be.
+    return _find_allgs(runtime, runtime.look) or _find_allgs(runtime, runtime.load)
+
+
+def _find_allgs(runtime: GoRuntime, load: _Load) -> int:
     best = (0, 0)
     spans = [r for module in runtime.modules[:1] for r in module.ranges()]
     for start, words in _words(runtime.capture, spans):
@@ -255,26 +263,26 @@ def find_allgs(runtime: GoRuntime) -> int:
         place, size, room = words[:-2], words[1:-1], words[2:]
         likely = (place > 0x1000) & (place % 8 == 0) & (size > 0) & (size <= room) & (room < _MOST_GOROUTINES)
         at = np.flatnonzero(likely)
-        at = at[_looks_like_list(runtime, place[at])]
+        at = at[_looks_like_list(runtime, place[at], load)]
         for i in at.tolist():
             count = int(size[i])
-            if count > best[1] and _is_list_of_g(runtime, int(place[i]), count):
+            if count > best[1] and _is_list_of_g(runtime, int(place[i]), count, load):
                 best = start + 8 * i, count
     return best[0]
 
 
-def _looks_like_list(runtime: GoRuntime, places: U64) -> NDArray[np.bool_]:
-    first, ok = runtime.memory.load(places)
-    own, fine = runtime.load(first, "g", "sched.g")
+def _looks_like_list(runtime: GoRuntime, places: U64, load: _Load) -> NDArray[np.bool_]:
+    first, ok = load(places - np.uint64(runtime.o("g", "sched.g")), "g", "sched.g")
+    own, fine = load(first, "g", "sched.g")
     out: NDArray[np.bool_] = ok & fine & (first != 0) & (own == first)
     return out
 
 
-def _is_list_of_g(runtime: GoRuntime, place: int, count: int) -> bool:
+def _is_list_of_g(runtime: GoRuntime, place: int, count: int, load: _Load) -> bool:
     step = max(1, count // _SAMPLE)
     at = np.arange(0, count, step, dtype=np.uint64) * np.uint64(8) + np.uint64(place)
-    listed, ok = runtime.memory.load(at)
-    own, fine = runtime.load(listed, "g", "sched.g")
-    goid, _ = runtime.load(listed, "g", "goid")
+    listed, ok = load(at - np.uint64(runtime.o("g", "sched.g")), "g", "sched.g")
+    own, fine = load(listed, "g", "sched.g")
+    goid, _ = load(listed, "g", "goid")
     good = ok & fine & (listed != 0) & (own == listed) & (goid < 1 << 48)
     return bool(good.mean() >= _GOOD)

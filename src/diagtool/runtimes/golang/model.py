@@ -182,6 +182,18 @@ class GoRuntime:
         """A field of the structures at each address: (values, ok), see ``AddressSpace.load``."""
         return self.memory.load(addresses + np.uint64(self.o(struct, name)), dtype)
 
+    def look(self, addresses: U64, struct: str, name: str, dtype: str = "<u8") -> tuple[NDArray[Any], Mask]:
+        """Like :meth:`load`, but only of memory that was captured already: for words that may be anything.
+
+        What is read after a stop makes all that is said of a capture doubtful.
+        """
+        at = addresses + np.uint64(self.o(struct, name))
+        there = self.memory.mapped(at, np.dtype(dtype).itemsize)
+        values = np.zeros(len(at), np.dtype(dtype))
+        values[there], fine = self.memory.load(at[there], dtype)
+        there[there] = fine
+        return values, there
+
     def word(self, address: int, struct: str, name: str) -> int:
         """A word of one structure; 0 where it can't be read."""
         data = self.memory.try_read(address + self.o(struct, name), 8)

@@ -93,8 +93,8 @@ def find_heap(runtime: GoRuntime) -> int:
                     (place > 0x1000) & (place % 8 == 0) & (count > 0) & (count <= room) & (room < _MOST_SPANS)
                 )
                 at = np.flatnonzero(likely)
-                first, there = memory.load(place[at])
-                state, readable = runtime.load(first, "mspan", "state", "u1")
+                first, there = _words_at(runtime, place[at])
+                state, readable = runtime.look(first, "mspan", "state", "u1")
                 at = at[there & readable & (first % 8 == 0) & (state <= MANUAL)]
                 for i in at.tolist():
                     if _is_list(runtime, int(place[i]), int(count[i])):
@@ -105,19 +105,23 @@ def find_heap(runtime: GoRuntime) -> int:
 def _is_list(runtime: GoRuntime, place: int, count: int) -> bool:
     step = max(1, count // _SAMPLE)
     at = np.arange(0, count, step, dtype=np.uint64) * np.uint64(8) + np.uint64(place)
-    listed, ok = runtime.memory.load(at)
-    base, _ = runtime.load(listed, "mspan", "startAddr")
-    pages, _ = runtime.load(listed, "mspan", "npages")
-    limit, _ = runtime.load(listed, "mspan", "limit")
-    state, there = runtime.load(listed, "mspan", "state", "u1")
-    # What was given back is in the list, too, until the next collection.
-    live = (state == IN_USE) | (state == MANUAL)
+    listed, ok = _words_at(runtime, at)
+    base, _ = runtime.look(listed, "mspan", "startAddr")
+    pages, _ = runtime.look(listed, "mspan", "npages")
+    limit, _ = runtime.look(listed, "mspan", "limit")
+    state, there = runtime.look(listed, "mspan", "state", "u1")
+    # What was given back is in the list, too, and what was never used: memory that is not there yet.
+    live = there & ((state == IN_USE) | (state == MANUAL))
     good = (listed % 8 == 0) & (base > 0) & (base % PAGE == 0) & (pages > 0) & (pages < _MOST_PAGES)
     with np.errstate(over="ignore"):
         good &= (limit >= base) & (limit - base <= pages * np.uint64(PAGE))
-    if not (ok & there & (state <= MANUAL)).all() or not live.any():
+    if not (ok & (state <= MANUAL)).all() or not live.any():
         return False
     return bool(good[live].all()) and len(np.unique(base[live])) == int(live.sum())
+
+
+def _words_at(runtime: GoRuntime, addresses: U64) -> tuple[U64, Mask]:
+    return runtime.look(addresses - np.uint64(runtime.o("mspan", "startAddr")), "mspan", "startAddr")
 
 
 def read_spans(runtime: GoRuntime, heap: int) -> tuple[Spans, int]:
@@ -134,6 +138,8 @@ def read_spans(runtime: GoRuntime, heap: int) -> tuple[Spans, int]:
     parts = []
     for first in range(0, len(addresses), _BATCH):
         batch = addresses[first : first + _BATCH][ok[first : first + _BATCH]]
+        if runtime.capture.kind == "live":  # nobody has written to what is not there
+            batch = batch[memory.mapped(batch, runtime.size("mspan"))]
         block, there = memory.load_block(batch, runtime.size("mspan"))
         lost += int((~there).sum())
         parts.append(_columns(runtime, block[there], batch[there]))

@@ -176,22 +176,14 @@ class _Reader:
             near = inside & (words >= np.uint64(1 << 16)) & (words % 8 == 0) & (words >> np.uint64(47) == 0)
             which, place = np.nonzero(near)
             word = words[which, place]
-            owner, ok = self._quietly(word, "sudog", "g")
-            channel, _ = self._quietly(word, "sudog", "c")
-            lock, fine = self._quietly(word, "sudog", "elem")
+            owner, ok = self.runtime.look(word, "sudog", "g")
+            channel, _ = self.runtime.look(word, "sudog", "c")
+            lock, fine = self.runtime.look(word, "sudog", "elem")
             ok &= fine & (owner == self.all.address[part[which]]) & (channel == 0) & (lock != 0)
             pairs = np.unique(np.stack([part[which[ok]].astype(np.uint64), word[ok]], axis=1), axis=0)
             found_rows.append(pairs[:, 0].astype(np.int64))
             found.append(pairs[:, 1])
         return np.concatenate(found_rows), np.concatenate(found)
-
-    # A field, only of what is in the capture: words may be anything.
-    def _quietly(self, addresses: U64, struct: str, name: str, dtype: str = "<u8") -> tuple[U64, Mask]:
-        at = addresses + np.uint64(self.runtime.o(struct, name))
-        there = self.memory.mapped(at, 8)
-        values = np.zeros(len(at), np.dtype(dtype))
-        values[there] = self.memory.load(at[there], dtype)[0]
-        return values, there
 
     # -- conditions -------------------------------------------------------------------------------------
 
@@ -220,10 +212,10 @@ class _Reader:
             words, inside = top_words(self.runtime, rows[first : first + _AT_ONCE])
             near = inside & (words >= np.uint64(1 << 16)) & (words % 8 == 0) & (words >> np.uint64(47) == 0)
             word = np.unique(words[near])
-            head, ok = self._quietly(word, "notifyList", "head")
-            tail, fine = self._quietly(word, "notifyList", "tail")
-            end, _ = self._quietly(tail, "sudog", "next")
-            owner, there = self._quietly(head, "sudog", "g")
+            head, ok = self.runtime.look(word, "notifyList", "head")
+            tail, fine = self.runtime.look(word, "notifyList", "tail")
+            end, _ = self.runtime.look(tail, "sudog", "next")
+            owner, there = self.runtime.look(head, "sudog", "g")
             ok &= fine & there & (head != 0) & (tail != 0) & (end == 0) & np.isin(owner, self.all.address)
             found.append(word[ok])
         return np.concatenate(found)
