@@ -303,7 +303,7 @@ _ALL = [
     ),
     Fixture("a14", "a14_timers_keep_context.py", "A14", ("leak",), _h(3), kind="heap", count=100),
     Fixture("a15", "a15_contextvar_keeps_exception.py", "A15", ("leak",), _h(2), kind="heap", count=100),
-    Fixture("a16", "a16_transport_cycles.py", "A16", ("leak",), _h(2), ("leak2",), kind="heap", count=150),
+    Fixture("a16", "a16_transport_cycles.py", "A16,D08", ("leak",), _h(2), ("leak2",), kind="heap", count=150),
     Fixture(
         "a17",
         "a17_starlette_middleware.py",
@@ -473,7 +473,7 @@ _ALL = [
     _heap("d10", "d10_maps_kept.py", "D10", "", 2, 80, hard="leak leak2"),
     _heap("d11", "d11_asyncio_debug.py", "D11", "leak", 1, 600),
     _heap("e08", "e08_heap_fragmented.py", "E08", "leak leak2", 5, 128 << 10),
-    _heap("e13", "e13_memory_grows.py", "E13", "", 4, 24, hard="leak leak2 leak3 leak4"),
+    _heap("e13", "e13_memory_grows.py", "E13,E14,E15", "", 4, 24, hard="leak leak2 leak3 leak4"),
     _heap("e01", "e01_references_lost.py", "E01", "leak leak2", 5, 1200),
     _heap("e03", "e03_native_blocks_lost.py", "E03", "leak leak2 leak3 leak4", 6, 2000),
     _heap("e04", "e04_callbacks_kept.py", "E04", "leak leak2", 3, 1500),

@@ -273,6 +273,14 @@ def page(fixtures: list[Case], applications: list[Case]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _replaced(kept: list[Case], measured: list[Case], names: list[str]) -> list[Case]:
+    """What was kept, with what was measured in its place; all anew where everything was measured."""
+    if not names:
+        return measured
+    new = {(c.name, c.mode): c for c in measured}
+    return [new.pop((c.name, c.mode), c) for c in kept] + list(new.values())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=["applications", "fixtures"])
@@ -288,9 +296,9 @@ def main() -> int:
         for part in ("fixtures", "applications")
     }
     if options.only != "applications":
-        parts["fixtures"] = of_fixtures(options.name)
+        parts["fixtures"] = _replaced(parts["fixtures"], of_fixtures(options.name), options.name)
     if options.only != "fixtures":
-        parts["applications"] = of_applications(options.name)
+        parts["applications"] = _replaced(parts["applications"], of_applications(options.name), options.name)
     if options.keep:
         rows = {part: [vars(c) for c in cases] for part, cases in parts.items()}
         options.keep.write_text(json.dumps(rows, indent=1))
