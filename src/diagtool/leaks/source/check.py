@@ -45,11 +45,13 @@ class Hit:
 class Ask:
     """What is looked for. ``line``: where the stack is in the function; None where nobody is in it.
 
-    ``subject``: what the finding is about: a type, a function; "" where nothing is named.
+    ``subject``: what the finding is about: a type, a function; "" where nothing is named. ``origin``: of a
+    goroutine the function (a ``golang.module.GoFunction``) with the go statement that made it, and its line.
     """
 
     line: int | None = None
     subject: str = ""
+    origin: tuple[Any, int] | None = None
 
     def is_at(self, node: ast.AST) -> bool:
         """Whether the stack is in ``node``, or nobody asks."""

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 
 from diagtool.leaks.source.check import Ask, Check, Hit
-from diagtool.leaks.source.golang.flow import Flow, Key, flow_of
 from diagtool.leaks.source.golang.module import GoFunction
 from diagtool.leaks.source.golang.tree import Node, is_call, last_name, loop_around, name_of, walk
+from diagtool.leaks.source.golang.uses import uses_of
 
 __all__ = ("CHECKS",)
 
@@ -94,28 +94,38 @@ def _has_done(function: GoFunction, ask: Ask) -> Iterator[Hit]:
 # --- ranges, sends, receives ---------------------------------------------------------------------------
 
 
-def _flow(function: GoFunction, node: Node | None) -> tuple[Flow, Key] | None:
-    """What is known of a channel; None where something else may be done with it."""
-    flow = flow_of(function.module)
-    key = flow.key(function, node) if flow is not None else None
-    return (flow, key) if flow is not None and key is not None and flow.is_known(key) else None
-
-
 def _range_never_closed(function: GoFunction, ask: Ask) -> Iterator[Hit]:
     for node in function.nodes:
         if node.type != "range_clause" or (ask.line is not None and node.line != ask.line):
             continue
         channel = node.get("right")
-        known = _flow(function, channel)
+        known = uses_of(function, channel, ask)
         if known is None or channel is None:
             continue
-        flow, key = known
-        if not any(_is_channel(n) for n in flow.made(key)) or flow.marks(key, "close"):
+        if not any(_is_channel(n) for n in known.made()) or known.marks("close"):
             continue
+        if not known.local or any(_goes_on(n) for _, _, n in known.marks("send")):
+            continue  # a pool of workers that lives as long as the program looks the same
         loop = next(node.around())
         if any(n.type in ("break_statement", "return_statement") for n in walk(loop, literals=False)):
             continue
         yield Hit(node.line, f"nothing in the package closes {channel.text[:60]}: this loop never ends")
+
+
+def _goes_on(send: Node) -> bool:
+    """Whether a send is in a loop that has no end of its own."""
+    for around in send.around():
+        if around.type == "for_statement":
+            clause = next((c for c in around.children if c.type in ("for_clause", "range_clause")), None)
+            if clause is None:
+                if len(around.children) == 1:  # the body alone
+                    return True
+            elif clause.type == "for_clause":
+                if clause.get("condition") is None:
+                    return True
+            elif (right := clause.get("right")) is not None and right.type != "int_literal":
+                return True  # over a channel, perhaps
+    return False
 
 
 def _is_channel(made: Node) -> bool:
@@ -140,22 +150,20 @@ def _never_sent(function: GoFunction, ask: Ask) -> Iterator[Hit]:
         if not node.text.startswith("<-") or _in_select(node):
             continue
         channel = node.get("operand")
-        known = _flow(function, channel)
+        known = uses_of(function, channel, ask)
         if known is None or channel is None:
             continue
-        flow, key = known
-        if any(_is_channel(n) for n in flow.made(key)) and not flow.marks(key, "close", "send"):
+        if any(_is_channel(n) for n in known.made()) and not known.marks("close", "send"):
             yield Hit(node.line, f"nothing in the package sends to {channel.text[:60]} or closes it")
 
 
 def _never_received(function: GoFunction, ask: Ask) -> Iterator[Hit]:
     """A send to a channel from which nothing receives."""
     for node, channel in _sends(function, ask):
-        known = _flow(function, channel)
+        known = uses_of(function, channel, ask)
         if known is None:
             continue
-        flow, key = known
-        if any(_is_channel(n) for n in flow.made(key)) and not flow.marks(key, "receive"):
+        if any(_is_channel(n) for n in known.made()) and not known.marks("receive"):
             yield Hit(node.line, f"nothing in the package receives from {channel.text[:60]}")
 
 
@@ -186,14 +194,13 @@ def _in_select(node: Node) -> bool:
 def _leaves(function: GoFunction, ask: Ask) -> Iterator[Hit]:
     """An unbuffered send whose only receiver may go without receiving."""
     for node, channel in _sends(function, ask):
-        known = _flow(function, channel)
+        known = uses_of(function, channel, ask)
         if known is None:
             continue
-        flow, key = known
-        made = [n for n in flow.made(key) if _is_channel(n)]
+        made = [n for n in known.made() if _is_channel(n)]
         if not made or any(_room(n) != 0 for n in made):
             continue
-        receives = [(f, n) for _, f, n in flow.marks(key, "receive")]
+        receives = [(f, n) for _, f, n in known.marks("receive")]
         if len(receives) != 1:
             continue
         receiver, receive = receives[0]
@@ -243,24 +250,47 @@ def _twice(function: GoFunction, ask: Ask) -> Iterator[Hit]:
     """Two sends one after the other, where a return between them was forgotten."""
     sends = [(n, c) for n, c in _sends(function, Ask())]
     for node, channel in sends:
+        later = _next_send(function, ask, node, node, channel)
+        known = uses_of(function, channel, ask) if later is not None else None
+        if later is not None and known is not None:
+            receives = known.marks("receive")
+            if (
+                len(receives) == 1
+                and receives[0][2].type != "range_clause"
+                and not loop_around(receives[0][2])
+            ):
+                yield Hit(
+                    later.line, f"a second send to {channel.text[:60]}, from which one value is received"
+                )
+                return
         block = next((a for a in node.around() if a.type in ("block", "func_literal")), None)
         branch = next((a for a in block.around() if a.type != "block"), None) if block is not None else None
         if block is None or branch is None or branch.type != "if_statement":
             continue
         if any(map(_ends, walk(block, literals=False))) or branch.get("alternative") is not None:
             continue
-        outer = branch.parent
-        for later, other in sends:
-            if later.line > branch.end_line and later.parent is outer and name_of(other) == name_of(channel):
-                if ask.line is not None and ask.line not in (node.line, later.line):
-                    continue
-                known = _flow(function, channel)
-                if known is not None and any(_room(n) not in (0, 1) for n in known[0].made(known[1])):
-                    continue
-                yield Hit(
-                    node.line, f"no return after this send: {channel.text[:60]} is sent to a second time"
-                )
-                return
+        later = _next_send(function, ask, branch, node, channel)
+        if later is not None:
+            yield Hit(node.line, f"no return after this send: {channel.text[:60]} is sent to a second time")
+            return
+
+
+def _next_send(function: GoFunction, ask: Ask, behind: Node, node: Node, channel: Node) -> Node | None:
+    """A send to the same channel behind ``behind`` in the same block, with no room for both."""
+    for later, other in _sends(function, Ask()):
+        if (
+            later.start < behind.end
+            or later.parent is not behind.parent
+            or name_of(other) != name_of(channel)
+        ):
+            continue
+        if ask.line is not None and ask.line not in (node.line, later.line):
+            continue
+        known = uses_of(function, channel, ask)
+        if known is not None and any(_room(n) not in (0, 1) for n in known.made()):
+            continue
+        return later
+    return None
 
 
 def _ends(node: Node) -> bool:
@@ -274,15 +304,14 @@ def _has_room(function: GoFunction, ask: Ask) -> Iterator[Hit]:
     for _node, channel in _sends(function, ask):
         if ask.line is None:
             return
-        known = _flow(function, channel)
+        known = uses_of(function, channel, ask)
         if known is None:
             continue
-        flow, key = known
-        rooms = [_room(n) for n in flow.made(key) if _is_channel(n)]
-        sends = [(f, n) for _, f, n in flow.marks(key, "send")]
+        rooms = [_room(n) for n in known.made() if _is_channel(n)]
+        sends = [(f, n) for _, f, n in known.marks("send")]
         if len(rooms) != 1 or rooms[0] is None or rooms[0] < len(sends):
             continue
-        maker, made = next((f, n) for mark, f, n in flow.marks(key, "make"))
+        maker, made = next((f, n) for mark, f, n in known.marks("make"))
         if any(_repeats(f, n, maker, made) for f, n in sends):
             continue
         yield Hit(made.line, f"{channel.text[:60]} has room for all that is sent to it")

@@ -16,7 +16,7 @@ from typing import TypeAlias
 from diagtool.leaks.source.golang.module import GoFunction, GoModule
 from diagtool.leaks.source.golang.tree import Node, last_name, name_of, walk
 
-__all__ = ["Flow", "flow_of"]
+__all__ = ["QUIET", "Flow", "flow_of"]
 
 #: A name: of a local variable (its function's node), a field, a variable of the package, a result.
 Key: TypeAlias = tuple[object, str]
@@ -24,7 +24,7 @@ Key: TypeAlias = tuple[object, str]
 #: Bytes of a package that are followed.
 _MAX_BYTES = 1 << 20
 
-_QUIET = frozenset("len cap make new panic print println delete copy clear min max recover".split())
+QUIET = frozenset("len cap make new panic print println delete copy clear min max recover".split())
 #: Methods that keep nothing of their receiver: what they do is a mark of it.
 _METHODS = frozenset(
     "Add Done Wait Go Signal Broadcast Lock Unlock RLock RUnlock TryLock Stop Close Shutdown Reset Store "
@@ -60,7 +60,6 @@ class Flow:
                 self._functions[f.name].append(f)
         self._is_library = not any(map(_is_main, modules))
         for f in self.functions():
-            self._parameters(f)
             for node in f.nodes:
                 self._node(f, node)
         for m in modules:
@@ -102,15 +101,22 @@ class Flow:
         return all(self._root(e) != root for e in self._escaped) and not self._is_public(root)
 
     def marks(self, key: Key, *names: str) -> list[tuple[str, GoFunction, Node]]:
-        """What is done to it, (mark, function, place) each."""
+        """What is done to it, (mark, function, place) each; of these names, if any are given."""
         root = self._root(key)
         return [
             told
             for other, marks in self._marks.items()
             if self._root(other) == root
             for told in marks
-            if told[0] in names
+            if not names or told[0] in names
         ]
+
+    def is_local(self, key: Key) -> bool:
+        """Whether it is kept in local variables alone, of functions that are not main: not for ever."""
+        root = self._root(key)
+        keys = {k for k in (*self._parent, root) if self._root(k) == root}
+        makers = {f.outermost.name for _, f, _ in self.marks(key, "make")}
+        return not makers & {"main", "init"} and not any(where in ("field", "package") for where, _ in keys)
 
     def made(self, key: Key) -> list[Node]:
         """The calls of make() that it may come from."""
@@ -193,9 +199,6 @@ class Flow:
                 elif node.type == "expression_list" and node.field == "alias":
                     known.update(c.text for c in node.children)
         return known
-
-    def _parameters(self, function: GoFunction) -> None:
-        self._names(function)
 
     def _node(self, f: GoFunction, node: Node) -> None:
         kind = node.type
@@ -284,19 +287,26 @@ class Flow:
         if name == "close" and arguments:
             self._mark(self.key(f, arguments[0]), "close", f, node)
             return
-        if name in _QUIET:
+        if name in QUIET:
             return
         if called is not None and called.type == "selector_expression":
             operand = called.get("operand")
             if last in _METHODS:
                 self._mark(self.key(f, operand), last, f, node)
-        known = (
-            [] if name.partition(".")[0] in self._imports and "." in name else self._functions.get(last, [])
-        )
-        if called is not None and called.type == "func_literal":
-            known = [g for g in f.module.functions if g.node is called]
+        known = self.called(f, called)
         for i, argument in enumerate(arguments):
             self._argument(f, argument, i, known)
+
+    def called(self, function: GoFunction, called: Node | None) -> list[GoFunction]:
+        """The functions of the package that an expression may call; methods by their names alone."""
+        if called is None:
+            return []
+        if called.type == "func_literal":
+            return [g for g in function.module.functions if g.node is called]
+        name = name_of(called)
+        if "." in name and name.partition(".")[0] in self._imports:
+            return []
+        return self._functions.get(last_name(called), [])
 
     def _argument(self, f: GoFunction, argument: Node, i: int, known: Sequence[GoFunction]) -> None:
         if argument.type == "selector_expression" and last_name(argument) in _METHODS:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 
 from diagtool.leaks.source.check import Ask, Check, Hit
-from diagtool.leaks.source.golang.flow import flow_of
 from diagtool.leaks.source.golang.module import GoFunction
 from diagtool.leaks.source.golang.tree import Node, is_call, last_name, name_of
+from diagtool.leaks.source.golang.uses import uses_of
 
 __all__ = ("CHECKS", "first_way_out", "ways_out")
 
@@ -120,14 +120,17 @@ def _done_missing(function: GoFunction, ask: Ask) -> Iterator[Hit]:
             continue
         called = node.get("function")
         operand = called.get("operand") if called is not None else None
-        flow = flow_of(function.module)
-        key = flow.key(function, operand) if flow is not None else None
-        if flow is None or key is None or not flow.marks(key, "Add"):
+        known = uses_of(function, operand, ask)
+        if known is None or not known.marks("Add") or known.marks("Go"):
             continue
-        dones = flow.marks(key, "Done")
-        if not dones and flow.is_known(key) and not flow.marks(key, "Go"):
-            place = flow.marks(key, "Add")[0][2]
+        dones = known.marks("Done")
+        if not dones:
+            place = known.marks("Add")[0][2]
             yield Hit(place.line, f"nothing in the package calls {name_of(operand)}.Done()")
+        for _, f, add in known.marks("Add"):
+            missing = _too_many(dones, f, add)
+            if missing:
+                yield Hit(add.line, missing)
         by_function: dict[int, tuple[GoFunction, list[Node]]] = {}
         for _, f, done in dones:
             by_function.setdefault(id(f.node), (f, []))[1].append(done)
@@ -137,6 +140,29 @@ def _done_missing(function: GoFunction, ask: Ask) -> Iterator[Hit]:
             way_out = first_way_out(f, _begin(f.body), places)
             if way_out is not None:
                 yield Hit(way_out.line, f"this way out skips {name_of(operand)}.Done()")
+
+
+def _too_many(done: Sequence[tuple[str, GoFunction, Node]], function: GoFunction, add: Node) -> str:
+    """What is wrong with an Add(2) for which less than two calls of Done are there."""
+    arguments = add.get("arguments")
+    number = arguments.children[0].text if arguments is not None and len(arguments.children) == 1 else ""
+    if not re.fullmatch(r"[2-9]|\d\d", number):
+        return ""
+    outer = function.outermost
+    dones = [(f, n) for _, f, n in done]
+    here = [n for f, n in dones if f.outermost is outer]
+    others = {f.outermost.name for f, _ in dones if f.outermost is not outer}
+    calls = [
+        n for n in outer.all_nodes if n.type == "call_expression" and last_name(n.get("function")) in others
+    ]
+    # One in a loop may stand for any number, unless the Add is in the loop, too.
+    loops = [a for n in (*here, *calls) for a in n.around() if a.type == "for_statement"]
+    if any(not loop.start <= add.start < loop.end for loop in loops):
+        return ""
+    count = len(here) + len(calls)
+    if not 0 < count < int(number):
+        return ""
+    return f"Add({number}), and {count} {'call' if count == 1 else 'calls'} of Done()"
 
 
 def _begin(body: Node) -> Node:
@@ -154,11 +180,10 @@ def _never_signalled(function: GoFunction, ask: Ask) -> Iterator[Hit]:
             continue
         called = node.get("function")
         operand = called.get("operand") if called is not None else None
-        flow = flow_of(function.module)
-        key = flow.key(function, operand) if flow is not None else None
-        if flow is None or key is None or not flow.is_known(key) or flow.marks(key, "Add", "Done", "Go"):
+        known = uses_of(function, operand, ask)
+        if known is None or known.marks("Add", "Done", "Go"):
             continue
-        if not flow.marks(key, "Signal", "Broadcast"):
+        if not known.marks("Signal", "Broadcast"):
             yield Hit(node.line, f"nothing in the package calls {name_of(operand)}.Signal() or Broadcast()")
 
 
@@ -218,6 +243,8 @@ def _taken_again(function: GoFunction, ask: Ask) -> Iterator[Hit]:
                 continue
             method = call.get("function")
             if method is None or name_of(method.get("operand")) != owner or _in_go(call):
+                continue
+            if ask.line is not None and not call.covers(ask.line):
                 continue
             other = _method(function, last_name(method))
             if other is None or other is function:
