@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common import BIN, ROOT, Row, Table, gap_ms, interpreter, run, target
+from go_core import go_core
 from heap_stop import heap_stop
 from memory import memory
 from native_heap import native_heap
@@ -179,6 +180,7 @@ PARTS: dict[str, Callable[[int], Iterator[Table]]] = {
     "tasks": many_tasks,
     "core": big_core,
     "start": start_up,
+    "go-core": go_core,
     "heap-stop": heap_stop,
     "memory": memory,
     "native-heap": native_heap,
