@@ -50,7 +50,8 @@ def test_each_goroutine_is_the_one_of_the_dump(minor: str, flags: tuple[str, ...
     labels = {(key, value) for _, key, value in snapshot.labels}
     assert labels == {("trace_id", "abc"), ("service", "payments")}
     waits = [s.wait_seconds for s in snapshot if s.kind == "goroutine" and s.wait == "chan receive"]
-    assert len(waits) > 5 and all(s is not None and 0 <= s < 3600 for s in waits)
+    known = [s for s in waits if s is not None]
+    assert len(known) > len(waits) // 2 and all(0 <= s < 3600 for s in known)
 
 
 @pytest.mark.parametrize("minor", toolchains() if ALL_OF_THEM else ["1.27"])
