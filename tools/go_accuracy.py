@@ -34,8 +34,9 @@ from diagtool._version import __version__  # noqa: E402
 from diagtool.ingest import read_evidence  # noqa: E402
 from diagtool.leaks import find_leaks  # noqa: E402
 from diagtool.leaks.model import Report  # noqa: E402
+from diagtool.leaks.source.files import Sources  # noqa: E402
 from diagtool.snapshot.model import Snapshot  # noqa: E402
-from go_programs import ALL, CACHE, built, environment, goroot, started  # noqa: E402
+from go_programs import ALL, CACHE, PROGRAMS, built, environment, goroot, started  # noqa: E402
 
 RUNS = 10  # of a case before the first dump, and again before the last
 WITHIN = 180.0  # seconds for a case
@@ -204,7 +205,7 @@ def run_case(case: Case, program: Path, folder: Path) -> None:
     for site in case.sites:
         site.leaked = any(re.search(site.pattern, t) for t in truth)
     for look, numbers in LOOKS.items():
-        judge(case, look, [dumps[n] for n in numbers], truth)
+        judge(case, look, [dumps[n] for n in numbers], truth, program.parent)
 
 
 def leaked_of(text: str) -> set[str]:
@@ -219,8 +220,8 @@ def leaked_of(text: str) -> set[str]:
     return out
 
 
-def judge(case: Case, look: str, dumps: Sequence[Snapshot], truth: set[str]) -> None:
-    report = find_leaks(dumps, sources=None)
+def judge(case: Case, look: str, dumps: Sequence[Snapshot], truth: set[str], source: Path) -> None:
+    report = find_leaks(dumps, sources=Sources(dumps[-1].target, folders=[source]))
     verdicts = {f.id: f.verdict for f in report.findings}
     plain = {re.sub(r"\([^()]*\) \[", "(...) [", t) for t in truth}
     for cluster in report.clusters:
@@ -267,7 +268,8 @@ def fixtures(minor: str) -> list[Fixture]:
                     running.grow(25)
                     time.sleep(1.0)
         for look, numbers in (("one dump", (0,)), ("two dumps", (0, 1))):
-            report = find_leaks([dumps[n] for n in numbers], sources=None)
+            judged = [dumps[n] for n in numbers]
+            report = find_leaks(judged, sources=Sources(judged[-1].target, folders=[PROGRAMS]))
             fixture.told[look] = told(report)
         out.append(fixture)
         print(f"{fixture.name:28} {fixture.told}", flush=True)
@@ -307,7 +309,8 @@ def page(cases: list[Case], programs_: list[Fixture], minor: str) -> str:
         "The runtime's tests of its profile of leaks say for each case which goroutines leak. Each case runs",
         f"{RUNS} times; dumps (`debug=2`) are taken then, a second later, and after {RUNS} more runs. The",
         "runtime marks in the dumps what it proves; the marks are taken out before diagtool reads them, and",
-        "are what it is compared with. A site is a function and what it waits on. A false alarm is a place",
+        "are what it is compared with. The source is given (`--source`). A site is a function and what it",
+        "waits on. A false alarm is a place",
         "told at *likely* or better of which the runtime proves nothing.",
         "",
         "| judged | sites that leaked | likely or better | told at all | false alarms |",

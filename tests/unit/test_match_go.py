@@ -6,50 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from made_goroutines import Program
 
-from diagtool.golang.goroutines import Goroutines, go_frame
 from diagtool.leaks import find_leaks
 from diagtool.leaks.model import Finding
 from diagtool.leaks.template import builtin
-from diagtool.snapshot.model import Snapshot, SnapshotBuilder, Target
 
 HANDLER = "net/http.HandlerFunc.ServeHTTP net/http.serverHandler.ServeHTTP net/http.(*conn).serve"
 READ = "internal/poll.(*FD).Read net.(*netFD).Read net.(*conn).Read"
 LOCK = "sync.runtime_SemacquireMutex sync.(*Mutex).lockSlow sync.(*Mutex).Lock"
 RLOCK = "sync.runtime_SemacquireRWMutexR sync.(*RWMutex).RLock"
-
-
-class Program:
-    """Goroutines under construction, numbered from 1 (main) on."""
-
-    def __init__(self, at: float | None = None) -> None:
-        self.builder = SnapshotBuilder(Target("evidence", runtime="go1.24.1", captured_at=at))
-        self.rows = Goroutines(self.builder)
-        self._goid = 100
-
-    def go(
-        self,
-        count: int,
-        reason: str,
-        functions: str,
-        made_in: str = "main.serve",
-        *,
-        parent: int = 9,
-        goid: int = 0,
-        **more: Any,
-    ) -> int:
-        """``count`` goroutines; functions innermost first. The first one's number."""
-        frames = [go_frame(name, f"{name.partition('.')[0]}/x.go", 7) for name in functions.split()]
-        kind = self.rows.kind(reason, frames, go_frame(made_in, "main/x.go", 3) if made_in else None)
-        first = goid or self._goid
-        self._goid = max(self._goid, first + count)
-        for number in range(first, first + count):
-            self.rows.add(kind, goid=number, parent=parent, **more)
-        return first
-
-    def build(self) -> Snapshot:
-        self.go(1, "running", "runtime/pprof.writeGoroutineStacks main.main", "", parent=0, goid=1)
-        return self.builder.finish()
 
 
 Build = Callable[[Program, int], object]  # the second: how many
@@ -58,7 +24,7 @@ Build = Callable[[Program, int], object]  # the second: how many
 def findings(build: Build, *counts: int) -> tuple[Finding, ...]:
     snapshots = []
     for at, count in enumerate(counts):
-        program = Program(1000.0 + 60.0 * at)
+        program = Program(1000.0 + 30.0 * at)
         build(program, count)
         snapshots.append(program.build())
     return find_leaks(snapshots).findings
