@@ -61,8 +61,9 @@ bench: venv ## Measure against pinned peers, side by side
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python bench/run.py --write docs/benchmarks.md
 
-accuracy: interpreters ## Measure what is found, and what is said of healthy programs
+accuracy: interpreters go ## Measure what is found, and what is said of healthy programs
 	$(BIN)/python tools/accuracy.py --write docs/accuracy.md
+	$(BIN)/python tools/go_accuracy.py --write docs/accuracy-go.md
 
 docs: venv ## Fill in what programs say in docs/
 	$(BIN)/python tools/make_docs.py --samples
