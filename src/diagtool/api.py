@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -269,6 +269,7 @@ def find_leaks(
     min_count: int | None = None,
     baseline: str | os.PathLike[str] | None = None,
     sources: Sequence[str | os.PathLike[str]] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Report:
     """What leaked or hangs, by verdict.
 
@@ -277,6 +278,7 @@ def find_leaks(
     finding, in the place of each template's own. ``baseline`` is a file with what is known
     (docs/baseline.md): it moves to ``Report.ignored``; none is looked for. ``sources`` are folders in which
     the program's source is looked for before the place where it was; an empty list: it is not looked at.
+    ``labels``: only stacks that have all of these are told of (profiler labels, context variables).
     Raises TemplateError
     (``diagtool.leaks.template``), and BaselineError (``diagtool.leaks.baseline``).
     """
@@ -287,12 +289,14 @@ def find_leaks(
     series = [snapshots] if isinstance(snapshots, Snapshot) else list(snapshots)
     chosen = library(None if templates is None else Path(templates))
     source = _sources(series, sources)
+    wanted = tuple((labels or {}).items())
     if baseline is None:
-        return find(series, templates=chosen, min_count=min_count, sources=source)
+        return find(series, templates=chosen, min_count=min_count, sources=source, labels=wanted)
     from diagtool.leaks.baseline import apply, read
 
     known = read(Path(baseline))  # before the work, which a mistake in it must not cost
-    return apply(find(series, templates=chosen, min_count=min_count, sources=source), known)
+    report = find(series, templates=chosen, min_count=min_count, sources=source, labels=wanted)
+    return apply(report, known)
 
 
 def _sources(series: Sequence[Snapshot], folders: Sequence[str | os.PathLike[str]] | None) -> Sources | None:

@@ -18,6 +18,7 @@ from diagtool.cli.options import (
     core_options,
     heap_option,
     known_templates,
+    label_option,
     native_options,
     output_option,
     source_option,
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     metavar="FINDING",
     help="Everything known about one finding, by its id (its beginning will do) or its template.",
 )
+@label_option
 @heap_option
 @clone_option("auto with --heap, else never")
 @native_options()
@@ -99,6 +101,7 @@ def command(
     write: bool,
     reason: str | None,
     explain: str | None,
+    labels: tuple[tuple[str, str], ...],
     heap: bool | None,
     clone: CloneMode | None,
     native: bool | None,
@@ -211,6 +214,7 @@ def command(
                         templates=known,
                         min_count=rules.min_count,
                         sources=resolved[-1].sources if with_sources else None,
+                        labels=labels,
                     )
                 )
             except SeriesError as error:

@@ -146,6 +146,28 @@ def source_option(command: _F) -> _F:
     )(command)
 
 
+def _pairs(
+    context: click.Context, parameter: click.Parameter, value: tuple[str, ...]
+) -> tuple[tuple[str, str], ...]:
+    for text in value:
+        if not text.partition("=")[0] or "=" not in text:
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE.", context, parameter)
+    return tuple((text.partition("=")[0], text.partition("=")[2]) for text in value)
+
+
+def label_option(command: _F) -> _F:
+    """--label KEY=VALUE."""
+    return click.option(
+        "--label",
+        "labels",
+        callback=_pairs,
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Show only stacks with this label: a profiler label of goroutines, a context variable of tasks; "
+        "* matches anything. Several: all of them; several of one key: one of them.",
+    )(command)
+
+
 def clone_option(default: str) -> Callable[[_F], _F]:
     """--clone: whether a copy-on-write image may be made of the process, which injects a system call."""
     return click.option(

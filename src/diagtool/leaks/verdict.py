@@ -18,6 +18,7 @@ from diagtool.leaks.cluster import Clusters, examples, frames_of, kind_name, sta
 from diagtool.leaks.evidence import sentences, waiting_on
 from diagtool.leaks.facts import CALLBACK, Facts, Rows
 from diagtool.leaks.growth import derive, missing
+from diagtool.leaks.labelled import Labels, labelled, names_of
 from diagtool.leaks.match import Match, Matcher, split
 from diagtool.leaks.memorygrowth import derive_memory
 from diagtool.leaks.model import NO_STACKS, Finding, Report
@@ -25,7 +26,7 @@ from diagtool.leaks.pattern import StackPattern
 from diagtool.leaks.series import Course, in_order
 from diagtool.leaks.tables import judge_table
 from diagtool.leaks.template import Rule, Template, builtin
-from diagtool.snapshot.model import Snapshot
+from diagtool.snapshot.model import STACK_COLUMNS, Snapshot, StackTable
 
 if TYPE_CHECKING:
     from diagtool.leaks.source.files import Sources
@@ -58,6 +59,7 @@ def judge(
     templates: Iterable[Template] | None = None,
     min_count: int | None = None,
     sources: Sources | None = None,
+    labels: Labels = (),
 ) -> Report:
     """See :func:`diagtool.leaks.find_leaks`."""
     series = in_order(snapshots)
@@ -68,12 +70,15 @@ def judge(
     matcher = Matcher(facts, course, min_count)
     idle, idle_clusters = matcher.idle(known)
     matches = _assigned(_matches(matcher, known, idle, min_count), len(snapshot.stacks), min_count)
-    made = [(_finding(facts, m, course), m.rows) for m in matches]
+    some = labelled(snapshot, labels) if labels else None
+    if some is not None:
+        matches = [replace(m, rows=m.rows[some[m.rows]]) for m in matches]
+    made = [(_finding(facts, m, course), m.rows) for m in matches if len(m.rows)]
     every = [*(Facts(s) for s in series[:-1]), facts]
     derive(every)
     derive_memory(every)
     for template in known:
-        if template.kind == "table":
+        if template.kind == "table" and some is None:
             made += [(f, np.zeros(0, np.intp)) for f in judge_table(template, every, course, min_count)]
     made = _with_ids(facts, made)
     doubts: list[str] = []
@@ -82,8 +87,13 @@ def judge(
 
         found, doubts = look_at([finding for finding, _ in made], known, sources, snapshot)
         made = [(finding, rows) for finding, (_, rows) in zip(found, made, strict=True)]
-    shown = list(_clusters(facts.clusters, snapshot, made, idle_clusters))
-    left_out = len(facts.clusters) - len(shown)
+    clusters = facts.clusters
+    if some is not None:
+        snapshot, clusters, made, idle_clusters = _only(facts, some, made, idle_clusters)
+        if not some.any():
+            doubts.append(_no_label(series[-1]))
+    shown = list(_clusters(clusters, snapshot, made, idle_clusters))
+    left_out = len(clusters) - len(shown)
     warnings = [*missing(series), *(w for s in series for w in s.warnings), *doubts]
     if left_out:
         warnings.append(f"{left_out:,} smaller clusters are not listed")
@@ -95,7 +105,31 @@ def judge(
         warnings=warnings,
         pause_ms=snapshot.pause_ms,
     )
-    return replace(report, summary=replace(report.summary, clusters=len(facts.clusters)))
+    return replace(report, summary=replace(report.summary, clusters=len(clusters)))
+
+
+def _only(
+    facts: Facts, some: NDArray[np.bool_], made: list[tuple[Finding, Rows]], idle: dict[int, Template]
+) -> tuple[Snapshot, Clusters, list[tuple[Finding, Rows]], dict[int, Template]]:
+    """What is shown of a snapshot where only the stacks ``some`` are: it, and rows and clusters of these."""
+    s = facts.snapshot.stacks
+    rows = np.flatnonzero(some)
+    table = StackTable(
+        name=[s.name[row] for row in rows.tolist()],
+        **{column: getattr(s, column)[rows] for column in STACK_COLUMNS},
+    )
+    part = replace(facts.snapshot, stacks=table)
+    clusters = Clusters(part)
+    place = np.cumsum(some) - 1
+    was = facts.clusters.of[rows]
+    known = {int(c): idle[int(w)] for c, w in zip(clusters.of, was, strict=True) if int(w) in idle}
+    return part, clusters, [(finding, place[r]) for finding, r in made], known
+
+
+def _no_label(snapshot: Snapshot) -> str:
+    names = names_of(snapshot)
+    there = f"there are labels {', '.join(names)}" if names else "no stack has labels"
+    return f"no stack has the labels that were asked for: {there}"
 
 
 def _matches(
