@@ -385,6 +385,7 @@ def _many(n: int) -> Snapshot:
         **{c: np.zeros(n, np.int32) for c in ("wait", "created_by", "merged")},
         thread=np.zeros(n, np.int64),
         loop=np.zeros(n, np.uint64),
+        parent=np.zeros(n, np.uint64),
         holder=np.full(n, -1, np.int32),
         stuck=np.zeros(n, np.uint8),
         wait_seconds=np.full(n, np.nan),

@@ -13,6 +13,7 @@ from diagtool.cli.options import (
     core_options,
     format_option,
     known_templates,
+    label_option,
     native_options,
     output_option,
     source_option,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     help="With --native: no frames of functions or libraries of this name; * matches anything.",
 )
 @click.option("--only", multiple=True, metavar="PATTERN", help="With --native: only such frames.")
+@label_option
 @format_option("terminal", "json")
 @output_option("Write to FILE instead of the standard output.")
 @all_option("Show idle clusters and every line, too; with --format json, every stack.")
@@ -50,6 +52,7 @@ def command(
     debug_directories: tuple[str, ...],
     hide: tuple[str, ...],
     only: tuple[str, ...],
+    labels: tuple[tuple[str, str], ...],
     output_format: str,
     output: Path | None,
     everything: bool,
@@ -97,6 +100,8 @@ def command(
         raise click.UsageError(
             "--hide and --only go with --native, which is a view of its own, as --tree is."
         )
+    if labels and (as_tree or native):
+        raise click.UsageError("--label goes with the clusters: not with --tree and --native.")
     threads_alone = bool(native) and output_format != "json"
     resolved = resolve(
         target,
@@ -117,22 +122,25 @@ def command(
         print_lines(native_lines(snap, shown, view), output)
         return 0
     from diagtool.leaks import find_leaks
+    from diagtool.leaks.labelled import labelled
+    from diagtool.report import contention, stacks
     from diagtool.report import json as documents
-    from diagtool.report import stacks
     from diagtool.report.tree import await_tree
 
-    report = find_leaks([snap], templates=known_templates(None), min_count=None)
+    report = find_leaks([snap], templates=known_templates(None), min_count=None, labels=labels)
+    some = labelled(snap, labels)
     if output_format == "json":
         document = documents.stacks(
             report,
-            rows=snap if everything else None,
+            rows=(stack for stack in snap if some[stack.index]) if everything else None,
             tree=await_tree(snap) if as_tree else None,
             threads=native_rows(snap, shown) if native else None,
+            contention=contention.document(snap),
         )
         print_text(documents.dumps(document), output)
         return 0
     if as_tree:
         print_lines(stacks.tree(snap, report, await_tree(snap), view), output)
     else:
-        print_lines(stacks.table(report, view), output)
+        print_lines(stacks.table(report, view, contention.lines(snap, view)), output)
     return 0

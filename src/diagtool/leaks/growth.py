@@ -1,7 +1,8 @@
 """What a series of snapshots says of the heap, as rows of a table for templates: ``heap_growth``.
 
 A row a suspicion, its ``signature`` says which: a ``container`` that grows, labels of a metric
-(``prometheus-labels``), mapped files (``maps``, ``prometheus-files``), and where no container explains it the
+(``prometheus-labels``), mapped files (``maps``, ``prometheus-files``), a place of allocation of heap profiles
+(``site``), and where no container explains it the
 heap that grew: ``objects`` (that the collector tracks), ``blocks`` (and no such objects), ``native`` (and no
 Python memory). A single snapshot has rows for containers alone, of the course ``single``.
 
@@ -16,6 +17,7 @@ from typing import Any
 
 from diagtool.leaks.facts import Facts
 from diagtool.leaks.places import allocated_at
+from diagtool.leaks.sitegrowth import site_rows
 from diagtool.snapshot.diff import Change, Diff, HolderChange, diff, four_heaps, not_counted
 from diagtool.snapshot.model import KIND, STATE, Snapshot
 from diagtool.snapshot.trend import Number
@@ -77,6 +79,9 @@ def _rows(snapshots: Sequence[Snapshot]) -> Iterator[tuple[Row, list[int]]]:
     if not _explained(found):
         yield from _python(found)
     yield from _native(found)
+    for facts, change, counts in site_rows(snapshots):
+        made, _ = _row("site", **facts, change=change, text=_pace(change, "bytes"))
+        yield made, counts
 
 
 def _row(signature: str, key: str, change: Change, **facts: Any) -> tuple[Row, list[int]]:

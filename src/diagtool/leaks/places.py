@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from diagtool.golang.names import package_of
 from diagtool.leaks.own import is_own
 from diagtool.snapshot.model import Frame, Snapshot
 
@@ -38,8 +39,9 @@ def _bytes(row: dict[str, Any], types: Sequence[str]) -> Iterable[int]:
 
 def _place(row: dict[str, Any]) -> str | None:
     told = row.get("frames")
+    go = row.get("language") == "go"
     frames = [
-        Frame("", f[0], f[1])
+        Frame("", f[0], f[1], *((package_of(str(f[-1])) or None, "go") if go else ()))
         for f in (told if isinstance(told, list) else ())
         if isinstance(f, list) and len(f) >= 2 and isinstance(f[0], str) and isinstance(f[1], int)
     ]

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from diagtool.golang.names import package_of
 from diagtool.leaks.own import is_own
 from diagtool.report.heap import matches
 from diagtool.report.terminal import View, about, place, warnings
@@ -22,6 +23,9 @@ __all__ = ["LIMIT", "AllocationSite", "document", "has_sites", "lines", "site_of
 
 #: Sites shown when nobody asks for another number.
 LIMIT = 20
+
+#: Who recorded it, and the table that says how.
+_TABLES = {"tracemalloc": "tracemalloc", "memray": "memray", "pprof": "profiles"}
 
 _MOST = 1 << 63
 _MAX_TYPES = 4  # types told of one site
@@ -35,7 +39,7 @@ class AllocationSite:
     ``types``: (name, count, bytes) of those blocks that are objects, as far as it is known.
     """
 
-    source: str  # tracemalloc, memray
+    source: str  # tracemalloc, memray, pprof
     count: int
     bytes: int
     frames: list[Frame]
@@ -45,6 +49,13 @@ class AllocationSite:
     sites: int = 0  # so many sites in one row, without frames
     allocator: str = ""  # mmap and the like; none for the ordinary ones
     native: list[Frame] = field(default_factory=list)  # those of C within the first one of Python
+    allocated_count: int | None = None  # since the start, freed or not; None where nobody counted
+    allocated_bytes: int | None = None
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anything is left of what was allocated there."""
+        return bool(self.count or self.bytes)
 
 
 def has_sites(snapshot: Snapshot) -> bool:
@@ -72,8 +83,8 @@ def document(snapshot: Snapshot, found: Sequence[AllocationSite]) -> dict[str, A
     return {
         "tracing": [
             {"source": source, **{key: _number(row.get(key)) for key in keys}}
-            for source in ("tracemalloc", "memray")
-            for row in snapshot.tables.get(source, ())[:1]
+            for source, table in _TABLES.items()
+            for row in snapshot.tables.get(table, ())[:1]
         ],
         "sites": [
             {
@@ -88,6 +99,8 @@ def document(snapshot: Snapshot, found: Sequence[AllocationSite]) -> dict[str, A
                 ],
                 "depth": max(s.depth, len(s.frames)),
                 "sites": s.sites or 1,
+                "allocated_count": s.allocated_count,
+                "allocated_bytes": s.allocated_bytes,
             }
             for s in found
         ],
@@ -96,19 +109,24 @@ def document(snapshot: Snapshot, found: Sequence[AllocationSite]) -> dict[str, A
 
 def lines(snapshot: Snapshot, found: Sequence[AllocationSite], limit: int, view: View) -> Iterator[Line]:
     """The places with most bytes, what is there, and what could not be read."""
+    freed = [s for s in found if not s.in_use]
+    found = [s for s in found if s.in_use]
     places = list(found) if view.verbose else _merged(found)
     shown, rest = places[:limit], places[limit:]
-    rows = [(f"{s.count:,}", size(s.bytes)) for s in shown]
-    more = (f"{sum(s.count for s in rest):,}", size(sum(s.bytes for s in rest)))
-    every = [("count", "bytes"), *rows, *([more] if rest else [])]
-    widths = [max(cells(row[i]) for row in every) for i in range(2)]
-    room = max(view.width - sum(widths) - 4, 20)
+    ever = any(s.allocated_bytes is not None for s in places)
+    rows = [_numbers([s], ever) for s in shown]
+    more = _numbers(rest, ever)
+    head = ("count", "bytes", "ever")[: 3 if ever else 2]
+    every = [head, *rows, *([more] if rest else [])]
+    widths = [max(cells(row[i]) for row in every) for i in range(len(head))]
+    room = max(view.width - sum(widths) - 2 * len(head), 20)
 
-    def start(number: str, amount: str) -> str:
-        return f"{number:>{widths[0]}}  {amount:>{widths[1]}}  "
+    def start(*numbers: str) -> str:
+        return "".join(f"{number:>{w}}  " for number, w in zip(numbers, widths, strict=True))
 
+    blank = " " * (sum(widths) + 2 * len(head))
     if shown:
-        yield [(start("count", "bytes") + "allocated at", "label")]
+        yield [(start(*head) + "allocated at", "label")]
     mixed = len({s.source for s in places}) > 1
     names = min(max((cells(_where(s, view, mixed)) for s in shown), default=0), 40)
     for site, row in zip(shown, rows, strict=True):
@@ -121,17 +139,21 @@ def lines(snapshot: Snapshot, found: Sequence[AllocationSite], limit: int, view:
             line.append((" " * gap + cut(text, room - cells(where) - gap), "source"))
         yield line
         if site.types:
-            yield [(" " * len(start("", "")) + "  " + cut(_types(site), room - 2), "label")]
+            yield [(blank + "  " + cut(_types(site), room - 2), "label")]
         if view.verbose:
             for caller in site.frames[1:_MAX_CALLERS]:
-                yield [(" " * len(start("", "")) + f"  from {place(caller, True)}", "")]
+                yield [(blank + f"  from {place(caller, True)}", "")]
             hidden = max(site.depth, len(site.frames)) - min(len(site.frames), _MAX_CALLERS)
             if hidden > 0:
-                yield [(" " * len(start("", "")) + f"  … {count(hidden, 'frame')} further out", "label")]
+                yield [(blank + f"  … {count(hidden, 'frame')} further out", "label")]
     if rest:
         yield [(start(*more) + f"at {count(len(rest), 'more place')} (--limit N)", "label")]
     if not found:
         yield [("No such allocation.", "")]
+    if freed:
+        gone = size(sum(s.allocated_bytes or 0 for s in freed))
+        elsewhere = count(sum(s.sites or 1 for s in freed), "other place")
+        yield [(f"… {gone} allocated at {elsewhere} is free again", "label")]
     yield []
     yield from warnings(snapshot.warnings, view)
     for part in _said(snapshot):
@@ -139,6 +161,11 @@ def lines(snapshot: Snapshot, found: Sequence[AllocationSite], limit: int, view:
             yield [(text, "label")]
     totals = f"{count(sum(s.count for s in found), 'block')}, {size(sum(s.bytes for s in found))}"
     yield [(totals, "count"), (about(snapshot.target, snapshot.pause_ms), "")]
+
+
+def _numbers(some: Sequence[AllocationSite], ever: bool) -> tuple[str, ...]:
+    counts = (f"{sum(s.count for s in some):,}", size(sum(s.bytes for s in some)))
+    return (*counts, size(sum(s.allocated_bytes or 0 for s in some))) if ever else counts
 
 
 def _merged(found: Sequence[AllocationSite]) -> list[AllocationSite]:
@@ -159,10 +186,15 @@ def _merged(found: Sequence[AllocationSite]) -> list[AllocationSite]:
                 site.source,
                 *(site.count, site.bytes, site.frames, list(site.types), site.domain, site.depth, site.sites),
                 site.allocator,
+                allocated_count=site.allocated_count,
+                allocated_bytes=site.allocated_bytes,
             )
             continue
         same.count += site.count
         same.bytes += site.bytes
+        if same.allocated_count is not None and same.allocated_bytes is not None:
+            same.allocated_count += site.allocated_count or 0
+            same.allocated_bytes += site.allocated_bytes or 0
         sums = {name: (n, b) for name, n, b in same.types}
         for name, n, b in site.types:
             before = sums.get(name, (0, 0))
@@ -210,6 +242,10 @@ def _said(snapshot: Snapshot) -> Iterator[str]:
         if frames:
             text += f", {count(frames, 'frame')} each"
         yield text + (f"; at the peak {size(peak)}" if peak else "")
+    for row in snapshot.tables.get("profiles", ())[:1]:
+        rate = _number(row.get("rate"))
+        text = "pprof: in use at the last collection"
+        yield text + (f", by a sample of one in {size(rate)}" if rate and rate > 1 else "")
     for row in snapshot.tables.get("memray", ())[:1]:
         seconds = row.get("seconds")
         if isinstance(seconds, (int, float)) and 0 < seconds < 1e9:
@@ -229,17 +265,20 @@ def site_of_row(row: dict[str, Any]) -> AllocationSite | None:
         return None
     if not isinstance(types, list) or not isinstance(frames, list):
         return None
+    language = row.get("language")
     return AllocationSite(
         source,
         number,
         amount,
-        [f for f in map(_frame, frames) if f is not None],
+        [f for f in (_frame(f, language) for f in frames) if f is not None],
         [t for t in map(_type, types) if t is not None],
         _number(row.get("domain")) or 0,
         _number(row.get("depth")) or 0,
         _number(row.get("sites")) or 0,
         str(row.get("allocator") or "")[:40],
         _native(row.get("native")),
+        _number(row.get("allocated_count")),
+        _number(row.get("allocated_bytes")),
     )
 
 
@@ -249,10 +288,14 @@ def _native(value: Any) -> list[Frame]:
 
 
 # [file, line], or [file, line, function].
-def _frame(value: Any) -> Frame | None:
+def _frame(value: Any, language: object = None) -> Frame | None:
     if not isinstance(value, list) or not 2 <= len(value) <= 3 or not isinstance(value[0], str):
         return None
     function = value[2] if len(value) == 3 and isinstance(value[2], str) else ""
+    if language == "go":
+        return Frame(function, value[0], _number(value[1]), package_of(function) or None, "go")
+    if language == "native":  # of another allocator's profile: nothing tells libraries from the program
+        return Frame(function, value[0], _number(value[1]), None, "native")
     return Frame(function, value[0], _number(value[1]))
 
 

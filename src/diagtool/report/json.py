@@ -126,9 +126,10 @@ def stacks(
     rows: Iterable[Stack] | None = None,
     tree: Iterable[Node] | None = None,
     threads: Iterable[dict[str, Any]] | None = None,
+    contention: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The document of ``diagtool stacks``: the clusters, and if given every stack, the await tree, and the
-    threads with their native frames (``report.native.rows``)."""
+    """The document of ``diagtool stacks``: the clusters, and if given every stack, the await tree, the
+    threads with their native frames (``report.native.rows``), and ``report.contention.document``."""
     document: dict[str, Any] = {
         **_head("stacks", report),
         "clusters": [_cluster(c) for c in report.clusters],
@@ -143,6 +144,8 @@ def stacks(
             {**row, "waiting_on": _waiting_on_thing(row["waiting_on"]), "frames": _frames(row["frames"])}
             for row in threads
         ]
+    if contention is not None:
+        document["contention"] = contention
     if rows is not None:
         document["stacks"] = [_stack(s) for s in rows]
     return document

@@ -26,8 +26,8 @@ _MAX_INDENT = 24
 _MAX_WAIT = 40
 
 
-def table(report: Report, view: View) -> Iterator[Line]:
-    """The clusters, largest first. Idle ones only when the view asks for them."""
+def table(report: Report, view: View, more: Iterable[Line] = ()) -> Iterator[Line]:
+    """The clusters, largest first. Idle ones only when the view asks for them. ``more`` is shown below."""
     yield from ended_by(report.target, view)
     clusters = [c for c in report.clusters if view.idle or not c.idle]
     hidden = [c for c in report.clusters if c.idle and not view.idle]
@@ -53,6 +53,7 @@ def table(report: Report, view: View) -> Iterator[Line]:
         yield [(text, "label")]
     if shown or hidden:
         yield []
+    yield from more
     yield from warnings(report.warnings, view)
     yield from _last(report, view)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,11 @@ __all__ = ["heap_tables", "is_heap"]
 
 _MOST_SITES = 20_000
 _MOST_FRAMES = 64
+
+#: What stands innermost in every stack of an allocation.
+_ALLOCATES = re.compile(
+    r"runtime\.(?:malloc|new|make|grow|raw|persistentalloc|profilealloc|systemstack|mcall)"
+)
 
 _IN_USE, _OBJECTS = ("inuse_space", "space"), ("inuse_objects", "objects")
 _ALLOCATED, _ALLOCATED_OBJECTS = ("alloc_space",), ("alloc_objects",)
@@ -89,4 +95,6 @@ def _without_runtime(stack: list[Frame]) -> list[Frame]:
         last -= 1
     while first < last and stack[first].function.startswith("runtime."):
         first += 1
-    return stack[first:last] or stack  # all of what only the runtime needs
+    if first < last:
+        return stack[first:last]
+    return [f for f in stack if not _ALLOCATES.match(f.function)] or stack  # what the runtime itself needs
