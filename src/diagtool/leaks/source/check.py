@@ -47,11 +47,13 @@ class Ask:
 
     ``subject``: what the finding is about: a type, a function; "" where nothing is named. ``origin``: of a
     goroutine the function (a ``golang.module.GoFunction``) with the go statement that made it, and its line.
+    ``leaf``: the same of where it waits.
     """
 
     line: int | None = None
     subject: str = ""
     origin: tuple[Any, int] | None = None
+    leaf: tuple[Any, int] | None = None
 
     def is_at(self, node: ast.AST) -> bool:
         """Whether the stack is in ``node``, or nobody asks."""

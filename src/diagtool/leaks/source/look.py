@@ -63,14 +63,19 @@ class Looker:
         self.snapshot = snapshot
         self.warnings: list[str] = []
         self._started = 0
-        self._origin: tuple[GoFunction, int] | None = None  # of the finding that is looked at
+        #: Of the finding that is looked at: where its goroutines are started, and where they wait.
+        self._origin: tuple[GoFunction, int] | None = None
+        self._leaf: tuple[GoFunction, int] | None = None
         self._listed: dict[str, list[str]] = {}
         self._slow: set[str] = set()
         self._read: dict[str, int] = {}  # bytes of each file that was looked at
 
     def look(self, finding: Finding, template: Template) -> Finding:
         """``finding`` with the lines that the rules of its template found, and the verdict that they give."""
-        self._origin = self._origin_of(finding) if template.source else None
+        self._origin = self._leaf = None
+        if template.source and finding.kind == "goroutine":
+            self._origin = self._go_place(finding.created_by or ())
+            self._leaf = self._go_place(_frames_at("leaf", finding))
         shown: list[SourceLine] = []
         reasons: list[str] = []
         verdict = finding.verdict
@@ -146,10 +151,10 @@ class Looker:
             return module if rule is not None and rule.pattern and rule.at == "files" else None
         return module
 
-    def _origin_of(self, finding: Finding) -> tuple[GoFunction, int] | None:
-        """Where the goroutines of a finding are started."""
-        frame = next(iter(finding.created_by or ()), None)
-        if frame is None or finding.kind != "goroutine" or frame.line is None or not is_own(frame):
+    def _go_place(self, frames: Sequence[Frame]) -> tuple[GoFunction, int] | None:
+        """The function of the first of ``frames`` in its source, and the line."""
+        frame = next(iter(frames), None)
+        if frame is None or frame.line is None or not is_own(frame):
             return None
         place = self._place(frame, None)
         return (place.function, place.line) if place and isinstance(place.function, GoFunction) else None
@@ -228,7 +233,7 @@ class Looker:
         if check is None:
             yield from self._matching(rule, function.text(), function.module, function.first_line)
             return
-        for hit in check.find(function, Ask(place.line or None, subject, self._origin)):
+        for hit in check.find(function, Ask(place.line or None, subject, self._origin, self._leaf)):
             yield _line(function, hit, check.name, rule.says)
 
     def _matching(

@@ -204,13 +204,19 @@ def _leaves(function: GoFunction, ask: Ask) -> Iterator[Hit]:
         if len(receives) != 1:
             continue
         receiver, receive = receives[0]
-        yield from _left_by(receiver, receive, node, channel.text[:60])
+        if not _comes_back(receive, made):
+            yield from _left_by(receiver, receive, node, channel.text[:60])
+
+
+def _comes_back(receive: Node, made: list[Node]) -> bool:
+    """Whether a receive is in a loop that goes on with the same channel."""
+    loop = loop_around(receive)
+    return receive.type == "range_clause" or (
+        loop is not None and not any(loop.start <= m.start < loop.end for m in made)
+    )
 
 
 def _left_by(receiver: GoFunction, receive: Node, send: Node, name: str) -> Iterator[Hit]:
-    loop = loop_around(receive)
-    if receive.type == "range_clause" or loop is not None:
-        return  # it comes back
     if _in_select(receive):
         select = next((n for n in receive.around() if n.type == "select_statement"), None)
         if select is not None and len(select.children) > 1:
@@ -226,7 +232,8 @@ def _left_by(receiver: GoFunction, receive: Node, send: Node, name: str) -> Iter
         if node.type == "return_statement" and first < node.line < receive.line:
             yield Hit(node.line, f"it returns before it receives from {name}, which has no room")
             return
-    if started is not None and loop_around(started) is not None:
+    loop = loop_around(started) if started is not None else None
+    if loop is not None and not loop.start <= receive.start < loop.end:
         yield Hit(receive.line, f"one value is received from {name}, to which many goroutines send")
 
 
@@ -254,11 +261,7 @@ def _twice(function: GoFunction, ask: Ask) -> Iterator[Hit]:
         known = uses_of(function, channel, ask) if later is not None else None
         if later is not None and known is not None:
             receives = known.marks("receive")
-            if (
-                len(receives) == 1
-                and receives[0][2].type != "range_clause"
-                and not loop_around(receives[0][2])
-            ):
+            if len(receives) == 1 and not _comes_back(receives[0][2], known.made()):
                 yield Hit(
                     later.line, f"a second send to {channel.text[:60]}, from which one value is received"
                 )

@@ -200,7 +200,7 @@ def _not_unlocked(function: GoFunction, ask: Ask) -> Iterator[Hit]:
                 continue
             called = node.get("function")
             name = name_of(called.get("operand")) if called is not None else ""
-            if not name:
+            if not name or not _may_be(name, ask):
                 continue
             ends = [n for n in function.all_nodes if is_call(n, f"{name}.{unlock}")]
             given = any(
@@ -214,6 +214,21 @@ def _not_unlocked(function: GoFunction, ask: Ask) -> Iterator[Hit]:
                 yield Hit(
                     way_out.line, f"this way out skips {name}.{unlock}() of the lock in line {node.line}"
                 )
+
+
+def _may_be(name: str, ask: Ask) -> bool:
+    """Whether a lock may be the one that the stack waits for: that has the same last name."""
+    if ask.leaf is None:
+        return True
+    function, line = ask.leaf
+    waited = {
+        name_of(called.get("operand")).rpartition(".")[2]
+        for node in function.nodes
+        if node.covers(line)
+        and is_call(node, ".Lock", ".RLock")
+        and (called := node.get("function")) is not None
+    }
+    return not waited or name.rpartition(".")[2] in waited
 
 
 def _is_other_branch(begin: Node, way_out: Node) -> bool:
