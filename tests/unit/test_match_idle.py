@@ -27,6 +27,8 @@ THREADS = [
     ("tornado-idle", "epoll", "tornado/platform/epoll.py:poll:1 tornado/ioloop.py:PollIOLoop.start:863"),
     ("gevent-hub-idle", "epoll", "gevent/hub.py:Hub.run:647"),
     ("selector-idle", "poll", f"app.py:serve:9 {THREAD}"),
+    ("go-scheduler-threads", "futex", "sys.s:runtime.futex:1 proc.go:runtime.mPark:2 asm.s:runtime.mcall:3"),
+    ("go-goroutine-threads", "read", "fd.go:syscall.read:1 main.go:main.main:2 asm.s:runtime.goexit:3"),
     (
         "socketserver-idle",
         "poll",
