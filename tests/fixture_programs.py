@@ -303,7 +303,9 @@ _ALL = [
     ),
     Fixture("a14", "a14_timers_keep_context.py", "A14", ("leak",), _h(3), kind="heap", count=100),
     Fixture("a15", "a15_contextvar_keeps_exception.py", "A15", ("leak",), _h(2), kind="heap", count=100),
-    Fixture("a16", "a16_transport_cycles.py", "A16,D08", ("leak",), _h(2), ("leak2",), kind="heap", count=150),
+    Fixture(
+        "a16", "a16_transport_cycles.py", "A16,D08", ("leak",), _h(2), ("leak2",), kind="heap", count=150
+    ),
     Fixture(
         "a17",
         "a17_starlette_middleware.py",
