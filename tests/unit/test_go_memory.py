@@ -207,6 +207,15 @@ def test_old_and_unknown_versions_are_named() -> None:
         find_go(go.capture())
 
 
+def test_a_build_with_other_structures_is_refused() -> None:
+    go = process([Parked(n, PARKED) for n in range(1, 9)])
+    for number in range(8):
+        g = int.from_bytes(go.memory[go_memory.HEAP][8 * number : 8 * number + 8], "little")
+        go.put(g + go.o("runtime.g", "atomicstatus"), b"\x77\x00\x00\x00")
+    with pytest.raises(NotSupported, match=r"go1\.27\.1 keeps of goroutines is not where go1\.27"):
+        find_go(go.capture())
+
+
 def test_without_function_tables_it_is_said_what_is_missing() -> None:
     go = process([Parked(1, PARKED)])
     del go.memory[go_memory.TABLES]

@@ -54,7 +54,12 @@ def find_go(capture: Capture) -> GoRuntime:
         runtime = _in_file(capture, module, missing)
         if runtime is not None:
             runtime.read_goroutines()
-            return runtime
+            if runtime.plausible():
+                return runtime
+            missing.append(
+                f"{module.path.rpartition('/')[2]}: what {runtime.version} keeps of goroutines is not where "
+                f"{runtime.layout.version} has it"
+            )
     if missing:
         raise NotSupported(f"the Go in this process could not be read ({'; '.join(missing[:3])})", FILES)
     raise NoRuntime(

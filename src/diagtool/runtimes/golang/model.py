@@ -18,7 +18,8 @@ _SCAN = 0x1000  # a bit of the status: the collector has the goroutine's stack
 _MOST_DATA = 1 << 36  # bytes of one kind of data of a module
 _BATCH = 1 << 15  # goroutines read at a time: a g has some 450 bytes
 _MOST_GOROUTINES = 20_000_000
-_ARRAY_STEP = 1 << 20  # words of allgs read at a time
+_MOST_GOID = 1 << 48
+_PLAUSIBLE = 0.5  # of all goroutines; the others may be damaged
 
 
 class Status:
@@ -228,6 +229,15 @@ class GoRuntime:
         lost += len(addresses) - len(self.goroutines)
         if lost:
             self.warnings.append(f"{lost:,} of {count:,} goroutines are not in the capture")
+
+    def plausible(self) -> bool:
+        """Whether what was read of goroutines can be: else the layout is not that of this build."""
+        g = self.goroutines
+        if not len(g):
+            return True
+        known = np.isin(g.status, np.array(list(Status.NAMES), np.uint32))
+        reasons = g.waitreason < len(self.layout.wait_reasons)
+        return bool((known & reasons & (g.goid < _MOST_GOID) & (g.lo <= g.hi)).mean() > _PLAUSIBLE)
 
     def _columns(self, addresses: U64) -> Goroutines:
         size = self.size("g")
