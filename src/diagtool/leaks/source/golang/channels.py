@@ -227,12 +227,13 @@ def _left_by(receiver: GoFunction, receive: Node, send: Node, name: str) -> Iter
             )
         return
     started = _start_of(receiver, send)
-    first = started.line if started is not None else receiver.first_line
+    if started is None:
+        return
     for node in receiver.nodes:
-        if node.type == "return_statement" and first < node.line < receive.line:
+        if node.type == "return_statement" and started.line < node.line < receive.line:
             yield Hit(node.line, f"it returns before it receives from {name}, which has no room")
             return
-    loop = loop_around(started) if started is not None else None
+    loop = loop_around(started)
     if loop is not None and not loop.start <= receive.start < loop.end:
         yield Hit(receive.line, f"one value is received from {name}, to which many goroutines send")
 

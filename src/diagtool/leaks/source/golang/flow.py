@@ -58,7 +58,7 @@ class Flow:
         for f in self.functions():
             if f.is_declared:
                 self._functions[f.name].append(f)
-        self._is_library = not any(map(_is_main, modules))
+        self._is_library = not all(map(_is_main, modules))
         for f in self.functions():
             for node in f.nodes:
                 self._node(f, node)

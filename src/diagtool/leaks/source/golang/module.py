@@ -20,6 +20,8 @@ _TOKENS = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _PART = re.compile(r"[^\W\d]\w*|\d+|-fm\b|-range\d+")
+#: Files that are built by themselves alone.
+_IGNORED = re.compile(r"^//(?:go:build| \+build) ignore\b", re.MULTILINE)
 _LITERAL = re.compile(r"func\d+|\d+")
 
 
@@ -174,7 +176,7 @@ class GoModule:
     def package(self) -> list[GoModule]:
         """The files of its package, itself among them."""
         found = [m for m in self._package() if m.name != self.name] if self._package is not None else []
-        return [self, *found]
+        return [self, *(m for m in found if _IGNORED.search(m.text[:4096]) is None)]
 
     @cached_property
     def everything(self) -> list[GoModule]:

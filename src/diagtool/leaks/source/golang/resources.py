@@ -277,6 +277,9 @@ def _contract(function: GoFunction, ask: Ask) -> Iterator[Hit]:
         return
     if outer.receiver and not outer.name.startswith(_STARTS) and ask.line is None:
         return
+    known = function.module.everything
+    if not any(re.search(r"(?m)^package main\b", m.code) for m in known):
+        return  # who uses the type is somewhere else
     stops = [
         f
         for module in function.module.package
@@ -285,7 +288,7 @@ def _contract(function: GoFunction, ask: Ask) -> Iterator[Hit]:
     ]
     for stop in stops:
         called = re.compile(rf"\.{re.escape(stop.name)}\b(?!\s*\()|(?<!\bfunc\s)\.{re.escape(stop.name)}\(")
-        if not any(called.search(m.code) for m in function.module.everything):
+        if not any(called.search(m.code) for m in known):
             yield Hit(stop.first_line, f"{owner}.{stop.name}() would end it, and nothing calls it")
             return
 

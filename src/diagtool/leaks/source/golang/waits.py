@@ -15,6 +15,8 @@ __all__ = ("CHECKS", "first_way_out", "ways_out")
 _WITH_CANCEL = tuple(
     f"context.With{what}{cause}" for what in ("Cancel", "Timeout", "Deadline") for cause in ("", "Cause")
 )
+#: Names of what gives a lock back later.
+_GIVES_BACK = re.compile(r"unlock|release|cleanup|\bclose\b|\bfunc\b", re.IGNORECASE)
 _UNLOCKS = {"Lock": "Unlock", "RLock": "RUnlock"}
 
 
@@ -137,9 +139,23 @@ def _done_missing(function: GoFunction, ask: Ask) -> Iterator[Hit]:
         for f, places in by_function.values():
             if any(map(_is_deferred, places)) or f.module is not function.module or f.body is None:
                 continue
+            if not _is_started(f):
+                continue
             way_out = first_way_out(f, _begin(f.body), places)
             if way_out is not None:
                 yield Hit(way_out.line, f"this way out skips {name_of(operand)}.Done()")
+
+
+def _is_started(function: GoFunction) -> bool:
+    """Whether a go statement runs it."""
+    around = function.node.parent
+    outer = around.parent if around is not None and around.type == "call_expression" else None
+    if outer is not None and outer.type == "go_statement":
+        return True
+    if not function.is_declared:
+        return False
+    started = re.compile(rf"\bgo\s+(?:[\w.]+\.)?{re.escape(function.name)}\(")
+    return any(started.search(module.code) for module in function.module.package)
 
 
 def _too_many(done: Sequence[tuple[str, GoFunction, Node]], function: GoFunction, add: Node) -> str:
@@ -209,8 +225,9 @@ def _not_unlocked(function: GoFunction, ask: Ask) -> Iterator[Hit]:
             )
             if not ends or given or any(_is_deferred(e) or _is_in_literal(e, function) for e in ends):
                 continue  # another function gives it back, or all ways out do
-            way_out = first_way_out(function, node, ends)
-            if way_out is not None and not _is_other_branch(node, way_out):
+            outs = (n for n in ways_out(function, node, ends) if not _is_handed_on(node, n))
+            way_out = next(outs, None)
+            if way_out is not None:
                 yield Hit(
                     way_out.line, f"this way out skips {name}.{unlock}() of the lock in line {node.line}"
                 )
@@ -231,10 +248,16 @@ def _may_be(name: str, ask: Ask) -> bool:
     return not waited or name.rpartition(".")[2] in waited
 
 
-def _is_other_branch(begin: Node, way_out: Node) -> bool:
-    """Whether ``way_out`` can't come after ``begin``, which stands in a branch that has ended."""
-    block = _block(begin)
-    return block is not None and not block.start <= way_out.start < block.end
+def _is_handed_on(begin: Node, way_out: Node) -> bool:
+    """Whether a return may leave the lock in somebody's hands, or does not come after ``begin`` at all.
+
+    In another branch it can't come; in the same block what was done before depends on conditions; what gives
+    back may be returned.
+    """
+    block, other = _block(begin), _block(way_out)
+    if block is None or block is other or not block.start <= way_out.start < block.end:
+        return True
+    return _GIVES_BACK.search(way_out.text) is not None
 
 
 def _taken_again(function: GoFunction, ask: Ask) -> Iterator[Hit]:
@@ -265,6 +288,14 @@ def _taken_again(function: GoFunction, ask: Ask) -> Iterator[Hit]:
             if other is None or other is function:
                 continue
             taken = next((n for n in other.nodes if is_call(n, ".Lock", ".RLock") and _locks(n, field)), None)
+            if taken is not None and any(
+                is_call(n, ".Unlock", ".RUnlock")
+                and _locks(n, field)
+                and n.start < taken.start
+                and not _is_deferred(n)
+                for n in other.nodes
+            ):
+                continue  # it gives it back first
             if taken is not None and not (_is_read(node) and _is_read(taken) and ask.line is None):
                 yield Hit(
                     call.line, f"{other.name}() takes {field} in line {taken.line}: it is taken already"
