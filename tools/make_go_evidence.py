@@ -12,10 +12,11 @@ import argparse
 import gzip
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -66,10 +67,10 @@ def _debug2(minor: str, path: Path) -> None:
 
 @evidence("debug2-series.txt")
 def _series(minor: str, path: Path) -> None:
-    """Two dumps in one file, the second with two more of each."""
-    with program(minor, "leaks", "all", "3") as p:
+    """Two dumps in one file, the second with more."""
+    with program(minor, "leaks", "send,receive,context,mutex,waitgroup,workers", "5") as p:
         before = p.debug2(path)
-        p.grow(2)
+        p.grow(7)
         path.write_text(before + "\n\n" + p.debug2(path))
 
 
@@ -126,6 +127,64 @@ def _leaked(minor: str, path: Path) -> None:
     with program(minor, "leaks", "all", "3", **_leak_profile(minor)) as p:
         p.profile("goroutineleak", path)
         p.debug2(path)
+
+
+# --- what dumps write in ways of their own ------------------------------------------------------------------
+
+
+def _odd_program(minor: str, **options: object) -> AbstractContextManager[GoProgram]:
+    if minor in ("1.23", "1.25"):  # which write as their neighbours do
+        raise NotThere
+    return program(minor, "dumps", **options)
+
+
+@evidence("odd-debug2.txt")
+def _odd(minor: str, path: Path) -> None:
+    with _odd_program(minor, env={"GODEBUG": "tracebacklabels=1"}) as p:
+        p.debug2(path)
+
+
+@evidence("odd-debug1.txt")
+def _odd_debug1(minor: str, path: Path) -> None:
+    with _odd_program(minor) as p:
+        p.text("goroutine", path)
+
+
+@evidence("odd-sigquit.txt.gz")
+def _odd_sigquit(minor: str, path: Path) -> None:
+    with _odd_program(minor) as p:
+        path.write_bytes(gzip.compress(p.quit().encode(), mtime=0))
+
+
+@evidence("odd-crash.txt.gz")
+def _odd_crash(minor: str, path: Path) -> None:
+    """Several threads, each with a traceback of its own."""
+    with _odd_program(minor, env={"GOTRACEBACK": "crash"}) as p:
+        path.write_bytes(gzip.compress(p.quit().encode(), mtime=0))
+
+
+@evidence("odd-ancestors.txt")
+def _odd_ancestors(minor: str, path: Path) -> None:
+    with _odd_program(minor, env={"GODEBUG": "tracebackancestors=5"}) as p:
+        p.debug2(path)
+
+
+@evidence("cgo-sigquit.txt")
+def _cgo(minor: str, path: Path) -> None:
+    if minor not in ("1.19", "1.27"):
+        raise NotThere
+    with program(minor, "cgodump", cgo=True, env={"GOTRACEBACK": "system"}) as p:
+        path.write_text(p.quit())
+
+
+@evidence("race.txt")
+def _race(minor: str, path: Path) -> None:
+    if minor not in ("1.21", "1.27"):
+        raise NotThere
+    done = subprocess.run(
+        [built("race", minor, (*FLAGS, "-race"), cgo=True)], capture_output=True, text=True, check=False
+    )
+    path.write_text(done.stderr)
 
 
 # --- the service -------------------------------------------------------------------------------------------

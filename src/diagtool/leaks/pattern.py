@@ -42,16 +42,16 @@ class FramePattern:
 
     def matches(self, frame: Frame) -> bool:
         """True for a frame of that function in a file whose path ends so."""
-        return self._function(frame.function) and self.in_file(frame.file)
+        return self._function(frame.function, frame.language) and self.in_file(frame.file)
 
-    def _function(self, name: str) -> bool:
+    def _function(self, name: str, language: str) -> bool:
         if self.function == "*" or fnmatchcase(name, self.function):
             return True
         if self.exact:
             return False
         pattern = self.function.rpartition(".")[2]
-        if "." in self.function and "." not in name:  # no qualified names in this version
-            return fnmatchcase(name, pattern)
+        if "." in self.function and "." not in name:  # no qualified names in this version of Python
+            return language == "python" and fnmatchcase(name, pattern)
         return "." not in self.function and fnmatchcase(name.rpartition(".")[2], pattern)
 
     def in_file(self, path: str) -> bool:

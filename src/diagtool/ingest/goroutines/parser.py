@@ -75,7 +75,10 @@ class Parser:
     _bytes: int = 0
     _entries: int = 0
     _away: dict[int, int] = field(default_factory=dict)
+    _seen: dict[int, int] | None = None
+    _start: int = 0
     _other_thread: bool = False
+    _sent: bool = False
     _inside: Counted | None = None
 
     def feed(self, chunk: bytes) -> None:
@@ -199,11 +202,16 @@ class Parser:
 
     def _row(self, goid: int, kind: int, parent: int, minutes: float, available: bool) -> int:
         columns = self.columns
-        if self._other_thread and goid in self._away:
-            row = self._away.pop(goid)  # now its own thread prints it
-            columns.kind[row] = kind
-            columns.parent[row] = parent or columns.parent[row]
-            return row
+        if self._other_thread:
+            if goid in self._away:
+                row = self._away.pop(goid)  # now its own thread prints it
+                columns.kind[row] = kind
+                columns.parent[row] = parent or columns.parent[row]
+                return row
+            if self._seen is None:
+                self._seen = {number: row for row, number in enumerate(columns.goid) if row >= self._start}
+            if goid in self._seen:
+                return self._seen[goid]
         row = columns.add(goid, kind, parent, minutes)
         if not available and len(self._away) < _MAX_KNOWN:
             self._away[goid] = row
@@ -251,12 +259,18 @@ class Parser:
             self._inside = Counted(said.partition(" ")[0])
             self.counted.append(self._inside)
         elif found["thread"]:
-            self._other_thread = True
+            # What the next thread prints begins with the signal that it was sent.
+            self._other_thread = self._sent = True
+            return
+        elif found["fatal"] and self._sent:
+            self._sent = False
             return
         elif found["signal"] and self.happened and self.happened[-1].row == len(self.columns.goid):
             self.happened[-1].what += " " + said
             return
         else:
-            self.happened.append(Happened(said, len(self.columns.goid)))
+            self._start = len(self.columns.goid)
+            self.happened.append(Happened(said, self._start))
             self._away.clear()
-        self._other_thread = False
+            self._seen = None
+        self._other_thread = self._sent = False
