@@ -220,7 +220,8 @@ def _left_by(receiver: GoFunction, receive: Node, send: Node, name: str) -> Iter
     if _in_select(receive):
         select = next((n for n in receive.around() if n.type == "select_statement"), None)
         if select is not None and len(select.children) > 1:
-            other = next(c for c in select.children if not c.covers(receive.line) or c.type == "default_case")
+            others = [c for c in select.children if not c.covers(receive.line) or c.type == "default_case"]
+            other = others[0] if others else select  # all of it in one line
             yield Hit(
                 other.line,
                 f"the select may take this case: then nobody receives from {name}, which has no room",
