@@ -216,7 +216,7 @@ def _not_unlocked(function: GoFunction, ask: Ask) -> Iterator[Hit]:
                 continue
             called = node.get("function")
             name = name_of(called.get("operand")) if called is not None else ""
-            if not name or not _may_be(name, ask):
+            if not name or not _may_be(function, name, ask):
                 continue
             ends = [n for n in function.all_nodes if is_call(n, f"{name}.{unlock}")]
             given = any(
@@ -233,19 +233,28 @@ def _not_unlocked(function: GoFunction, ask: Ask) -> Iterator[Hit]:
                 )
 
 
-def _may_be(name: str, ask: Ask) -> bool:
-    """Whether a lock may be the one that the stack waits for: that has the same last name."""
+def _may_be(function: GoFunction, name: str, ask: Ask) -> bool:
+    """Whether a lock may be the one that the stack waits for: the same field of the same type."""
     if ask.leaf is None:
         return True
-    function, line = ask.leaf
+    waiting, line = ask.leaf
     waited = {
-        name_of(called.get("operand")).rpartition(".")[2]
-        for node in function.nodes
+        _typed(waiting, name_of(called.get("operand")))
+        for node in waiting.nodes
         if node.covers(line)
         and is_call(node, ".Lock", ".RLock")
         and (called := node.get("function")) is not None
     }
-    return not waited or name.rpartition(".")[2] in waited
+    kind, field = _typed(function, name)
+    return not waited or any(f == field and (not k or not kind or k == kind) for k, f in waited)
+
+
+def _typed(function: GoFunction, name: str) -> tuple[str, str]:
+    """(type, field) of ``s.mu`` in a method of ``s``; without a type where that is not told there."""
+    head, _, field = name.rpartition(".")
+    receiver = function.outermost.node.get("receiver")
+    own = [c.text for d in receiver.children for c in d.children if c.field == "name"] if receiver else []
+    return (function.outermost.receiver if head in own else "", field)
 
 
 def _is_handed_on(begin: Node, way_out: Node) -> bool:
