@@ -36,6 +36,11 @@ __all__ = [
 #: States of goroutines, after a step.
 READY, RUNNING, WAITING, SYSCALL, ENDED, NONE = 0, 1, 2, 3, 4, 255
 
+#: Batches of a file, strings and stacks of a part that are read.
+MAX_BATCHES = 1 << 20
+MAX_STRINGS = 1 << 20
+MAX_STACKS = 1 << 20
+
 #: Longest stack that is read; writers have 128 at most.
 MAX_FRAMES = 1024
 
@@ -63,7 +68,7 @@ class Stacks:
     def read(self, values: NDArray[np.uint64], ids: Sequence[tuple[int, int, int]]) -> None:
         """``ids``: (number of the stack, where its frames begin in ``values``, how many). A frame is a pc,
         two strings and a line. The first stack of a number stays."""
-        for id_, first, count in ids:
+        for id_, first, count in ids[: max(0, MAX_STACKS - len(self._at))]:
             self._at.setdefault(id_, (len(self._values), first, count))
         self._values.append(values)
 
@@ -105,6 +110,7 @@ class Trace:
     data: NDArray[np.uint8]
     parts: list[Part] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    tries: int = 0  # places that were looked at for a batch behind a damage
 
 
 #: The columns of Steps and of Births. None is -1 in those that are signed.

@@ -9,11 +9,12 @@ in each generation.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diagtool.ingest.gotrace.model import Batch, Part, Trace
+from diagtool.ingest.gotrace.model import MAX_BATCHES, MAX_STRINGS, Batch, Part, Trace
 from diagtool.ingest.gotrace.varints import Numbers, Places, number
 
 __all__ = ["NewWire", "index", "tables"]
@@ -23,10 +24,12 @@ _FREQUENCY, _EXPERIMENT, _SYNC, _CLOCK, _END = 8, 49, 50, 51, 52
 
 #: Batches of 1.22 to 1.27 have 64 KiB at most.
 MAX_BATCH = 1 << 20
+#: Places in a file that are looked at for a batch, where the one before was damaged.
+MAX_TRIES = 200_000
+#: Damaged bytes that are left out at once.
+MAX_GAP = 4 << 20
 #: Strings are cut to 1 KiB by their writer.
 MAX_STRING = 1 << 16
-#: Batches of one file. 64 KiB each are 64 GiB.
-MAX_BATCHES = 1 << 20
 
 #: How many arguments an event has, the time included, by its type; of others than these nothing is known.
 _ARGUMENTS = {
@@ -85,8 +88,13 @@ def index(trace: Trace) -> None:
         try:
             experiment, generation, batch, behind = _head(data, at)
         except ValueError:
-            trace.warnings.append(f"no batch of events at byte {at:,}: what follows is not read")
-            break
+            further = _next_batch(trace, data, at + 1, part.number if part else 1)
+            if further is None:
+                trace.warnings.append(f"no batch of events at byte {at:,}: what follows is not read")
+                break
+            trace.warnings.append(f"no batch of events at byte {at:,}: {further - at:,} bytes are left out")
+            at = further
+            continue
         if part is None or generation != part.number:
             part = Part(generation)
             trace.parts.append(part)
@@ -105,6 +113,32 @@ def index(trace: Trace) -> None:
                 _clocks(part, data[batch.offset : batch.offset + batch.length], batch.base)
         else:
             part.batches.append(batch)
+
+
+def _next_batch(trace: Trace, data: memoryview, at: int, generation: int) -> int | None:
+    """Where batches go on behind a damage: two of this generation or the next, one after the other."""
+    for start in range(at, min(len(data), at + MAX_GAP), 1 << 16):
+        window = np.frombuffer(data[start : start + (1 << 16)], np.uint8)
+        for place in (start + np.flatnonzero(window == _EVENT_BATCH)).tolist():
+            trace.tries += 1
+            if trace.tries > MAX_TRIES:
+                return None
+            if _goes_on(data, place, generation):
+                return int(place)
+    return None
+
+
+def _goes_on(data: memoryview, at: int, generation: int) -> bool:
+    try:
+        for _ in range(2):
+            _, found, batch, at = _head(data, at)
+            if found not in (generation, generation + 1) or not batch.length:
+                return False
+            if at == len(data) or data[at] == _END:
+                return True
+    except (ValueError, IndexError):
+        return False
+    return True
 
 
 def _head(data: memoryview, at: int) -> tuple[int, int, Batch, int]:
@@ -150,7 +184,7 @@ def tables(trace: Trace, part: Part) -> None:
     for kind, offset, length in part.structural:
         data = trace.data[offset : offset + length]
         if kind == _STRINGS:
-            part.strings.update(_strings(bytes(data)))
+            part.strings.update(islice(_strings(bytes(data)), max(0, MAX_STRINGS - len(part.strings))))
         elif kind == _STACKS:
             _read_stacks(part, data)
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from diagtool.ingest.gotrace.model import (
     ENDED,
+    MAX_BATCHES,
+    MAX_STRINGS,
     NONE,
     READY,
     RUNNING,
@@ -53,6 +55,10 @@ REASONS = {
     _BLOCK_GC: "GC mark assist wait for work",
 }
 
+#: Places in a file that are looked at for a batch, where what stands before was damaged.
+MAX_TRIES = 2_000
+#: Events in a row that tell that these are events.
+_ENOUGH = 64
 #: Bytes that are looked at together when the file is gone over for the first time.
 _CHUNK = 8 << 20
 
@@ -129,14 +135,19 @@ def index(trace: Trace) -> None:
             places = places[: int(np.argmin(good))]
         kinds = data[places] & 0x3F
         first = wire.first(numbers, places)
-        for row in np.flatnonzero(kinds == _BATCH).tolist():
-            if opened >= 0:
-                part.batches.append(Batch(opened, at + int(places[row]) - opened, stream, base))
-            one = first[row : row + 1]
-            stream, base = int(numbers.value(one, 0)[0]), int(numbers.value(one, 1)[0])
-            opened = at + int(following[places[row]])
-        for row in np.flatnonzero(kinds == _FREQUENCY).tolist():
-            part.per_second = int(numbers.value(first[row : row + 1])[0])
+        heads = np.flatnonzero(kinds == _BATCH)[: MAX_BATCHES - len(part.batches)]
+        for begins, goes_on, next_stream, next_base in zip(
+            places[heads].tolist(),
+            following[places[heads]].tolist(),
+            numbers.value(first[heads], 0).tolist(),
+            numbers.value(first[heads], 1).tolist(),
+            strict=True,
+        ):
+            if opened >= 0 and at + begins > opened:
+                part.batches.append(Batch(opened, at + begins - opened, stream, base))
+            stream, base, opened = next_stream, next_base, at + goes_on
+        rates = numbers.value(first[kinds == _FREQUENCY])
+        part.per_second = int(rates[-1]) if len(rates) else part.per_second
         _strings(part, numbers, first[kinds == _STRING])
         _stacks(part, numbers, first[kinds == _STACK])
         stopped = at + (int(following[places[-1]]) if len(places) else 0)
@@ -144,6 +155,15 @@ def index(trace: Trace) -> None:
             at = stopped
             continue
         at_fault = data[stopped - at] if stopped - at < len(data) else 0
+        further = _next_batch(trace, stopped + 1, base)
+        if further is not None:
+            said = f"{further - stopped:,} bytes are left out"
+            trace.warnings.append(f"what stands at byte {stopped:,} is no event: {said}")
+            if opened >= 0 and stopped > opened:
+                part.batches.append(Batch(opened, stopped - opened, stream, base))
+            opened = -1
+            at = further
+            continue
         if wire.known(np.array([at_fault], np.uint8))[0]:
             trace.warnings.append(f"the file ends in the middle of an event, at byte {stopped:,}")
         else:
@@ -156,7 +176,34 @@ def index(trace: Trace) -> None:
         part.batches.append(Batch(opened, end - opened, stream, base))
 
 
+def _next_batch(trace: Trace, at: int, base: int) -> int | None:
+    """Where a batch of events begins behind a damage: with times not before ``base``, and many events."""
+    wire, data = OldWire(), trace.data
+    while at < len(data) and trace.tries <= MAX_TRIES:
+        trace.tries += 1
+        window = np.asarray(data[at : at + (1 << 20)])
+        numbers = Numbers.of(window)
+        places = np.flatnonzero(window == _BATCH | 1 << 6)
+        ticks = numbers.value(places + 1, 1)
+        near = (numbers.value(places + 1) < 1 << 20) & (ticks >= base) & (ticks < base + (1 << 44))
+        for place in places[near].tolist():
+            trace.tries += 1
+            if trace.tries > MAX_TRIES:
+                return None
+            part = window[place : place + (1 << 14)]
+            following = wire.following(Numbers.of(part))
+            found = walk(following, 0, len(part))
+            if (
+                len(found) >= min(_ENOUGH, (len(data) - at - place) // 8)
+                and wire.known(part[found[:-1]]).all()
+            ):
+                return int(at + place)
+        at += len(window)
+    return None
+
+
 def _strings(part: Part, numbers: Numbers, first: Places) -> None:
+    first = first[: max(0, MAX_STRINGS - len(part.strings))]
     ids, lengths = numbers.value(first), numbers.value(first, 1)
     starts = numbers.end(first, 1) + 1
     for id_, start, length in zip(ids.tolist(), starts.tolist(), lengths.tolist(), strict=True):
