@@ -24,6 +24,8 @@ MAX_SHOWN = 5
 _MAX_FRAMES = 20
 #: Files that are looked through where a finding has no frames of its own.
 _MAX_FILES = 400
+#: Frames that a source of Go is compared with.
+_MAX_FITTED = 200
 #: Bytes of source that are looked through for one report: a few seconds.
 _MAX_BYTES = 16 << 20
 #: Findings of which is looked up where their tasks are started.
@@ -66,6 +68,7 @@ class Looker:
         #: Of the finding that is looked at: where its goroutines are started, and where they wait.
         self._origin: tuple[GoFunction, int] | None = None
         self._leaf: tuple[GoFunction, int] | None = None
+        self._others: dict[str, bool] = {}
         self._listed: dict[str, list[str]] = {}
         self._slow: set[str] = set()
         self._read: dict[str, int] = {}  # bytes of each file that was looked at
@@ -121,6 +124,8 @@ class Looker:
         """The function of a frame in its source; None where there is none that can be trusted."""
         module = self._module(frame.file, rule)
         if module is None or frame.line is None:
+            return None
+        if isinstance(module, GoModule) and self._is_another(frame.file):
             return None
         function = self.sources.function(frame)
         if function is None:
@@ -200,13 +205,22 @@ class Looker:
             _END_OF[CHECKS[rule.check].language] if rule.check else _END_OF[_language(finding)]
         ):
             module = self._module(name, rule)
-            if module is None:
+            if module is None or (isinstance(module, GoModule) and self._is_another(name)):
                 continue
             if not rule.check:
                 yield from self._matching(rule, module.text, module, 1)
                 continue
             for function in module.functions:
                 yield from self._found(rule, _Place(function, 0), subject)
+
+    def _is_another(self, name: str) -> bool:
+        """Whether stacks of the snapshot are where a source of Go has nothing of that name; says so."""
+        if name not in self._others:
+            frames = [f for f in self.snapshot.traces.frames if f.file == name and f.line][:_MAX_FITTED]
+            self._others[name] = any(self.sources.function(f) is None for f in frames)
+            if self._others[name]:
+                self._say(_DOUBTS["differs"].format(name))
+        return self._others[name]
 
     def _files(self, suffix: str) -> list[str]:
         known = self._listed.get(suffix)
