@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -259,6 +260,38 @@ def _profile(name: str) -> None:
 
 for _name in PROFILES:
     _profile(_name)
+
+
+# --- execution traces --------------------------------------------------------------------------------------
+
+
+def _traced(minor: str, path: Path, mode: str, dump: Path | None = None) -> None:
+    """A service at work, traced for a little more than a second, which makes a series of it."""
+    plain = path.with_suffix(".trace")
+    with program(minor, "traced", mode, "1") as p:
+        p.say(f"trace {plain}")
+        time.sleep(1.3)
+        if dump is not None:
+            p.debug2(dump)
+        p.say("endtrace")
+    path.write_bytes(gzip.compress(plain.read_bytes(), 9, mtime=0))
+    plain.unlink()
+
+
+@evidence("trace-leak.gz")
+def _trace_leak(minor: str, path: Path) -> None:
+    """With a dump of its goroutines just before it ends beside it."""
+    if minor in ("1.23", "1.25"):
+        raise NotThere  # 1.24 writes what 1.23 does, 1.26 has all that 1.25 has
+    folder = FOLDER / minor
+    _traced(minor, path, "leak", folder / "trace-leak.txt")
+
+
+@evidence("trace-healthy.gz")
+def _trace_healthy(minor: str, path: Path) -> None:
+    if minor in ("1.23", "1.25"):
+        raise NotThere
+    _traced(minor, path, "healthy")
 
 
 def main() -> int:
