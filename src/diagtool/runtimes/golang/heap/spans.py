@@ -78,6 +78,7 @@ class Spans:
 
 def find_heap(runtime: GoRuntime) -> int:
     """The address of ``runtime.mheap_``; 0 where it was not found."""
+    best = (0, 0)
     memory = runtime.memory
     at_spans = runtime.o("mheap", "allspans")
     for module in runtime.modules[:1]:
@@ -97,9 +98,9 @@ def find_heap(runtime: GoRuntime) -> int:
                 state, readable = runtime.look(first, "mspan", "state", "u1")
                 at = at[there & readable & (first % 8 == 0) & (state <= MANUAL)]
                 for i in at.tolist():
-                    if _is_list(runtime, int(place[i]), int(count[i])):
-                        return int(start + 8 * i - at_spans)
-    return 0
+                    if count[i] > best[0] and _is_list(runtime, int(place[i]), int(count[i])):
+                        best = int(count[i]), int(start + 8 * i - at_spans)
+    return best[1]
 
 
 def _is_list(runtime: GoRuntime, place: int, count: int) -> bool:

@@ -154,7 +154,9 @@ class _Marking:
         if lost:
             raise _Unknown(f"{lost:,} parts of the heap could not be read")
         spans = every.take(np.flatnonzero(every.state == IN_USE))
-        if not len(spans):
+        # What a g is is an object of the heap, and its stack is in a span of its own: so all of it was found.
+        g = self.all
+        if not _all_in(spans, g.address) or not _all_in(every, g.lo[g.lo != 0]):
             raise _Unknown("the heap of the Go runtime could not be read")
         return spans, every
 
@@ -313,3 +315,10 @@ class _Marking:
     # What the runtime itself found out stays so: such a goroutine can't run again.
     def _agreed(self, stuck: Mask) -> None:
         stuck |= self.all.status == Status.LEAKED
+
+
+def _all_in(spans: Spans, addresses: U64) -> bool:
+    if not len(spans):
+        return not len(addresses)
+    at = np.searchsorted(spans.base, addresses, side="right") - 1
+    return bool(((at >= 0) & (addresses < spans.limit[np.maximum(at, 0)])).all())
