@@ -60,6 +60,7 @@ class LateReader:
             more, added = self._pages(self._target, late)
             got, data = np.concatenate([got, more]), np.concatenate([data, added])
         changing = {page for page, mapping in late if mapping.writable}
+        changing -= self._unwritten([page for page, m in late if is_writable_private(m)])
         changing |= {page for page, m in frozen if m.writable and m.permissions.endswith("s")}
         self._capture.late_pages += len(changing.intersection(got[self._written(got, data)].tolist()))
         return got, data
@@ -69,10 +70,7 @@ class LateReader:
         own = [page for page, m in wanted if is_writable_private(m) and is_anonymous(m)]
         if not own:
             return _read_pages(reader, [page for page, _ in wanted])
-        residency = self._residencies.get(reader.pid)
-        if residency is None:
-            residency = self._residencies[reader.pid] = Residency(reader.pid)
-            weakref.finalize(self, residency.close)
+        residency = self._residency(reader.pid)
         candidates = np.array(sorted(own), dtype=np.uint64)
         empty = candidates[~residency.written(candidates)]
         skipped = set(empty.tolist())
@@ -83,6 +81,22 @@ class LateReader:
             got = np.concatenate([got, zeros])
             data = np.concatenate([data, np.zeros((len(zeros), PAGE), dtype=np.uint8)])
         return got, data
+
+    # Those that are still as the file has them, or were never touched: asked after they were read. What a
+    # program never writes to of its data is not copied, as long as nobody has read it either.
+    def _unwritten(self, pages: Sequence[int]) -> set[int]:
+        if not pages:
+            return set()
+        wanted = np.array(sorted(pages), dtype=np.uint64)
+        residency = self._residency(self._target.pid)
+        return set(wanted[~residency.written(wanted)].tolist()) if residency.alive() else set()
+
+    def _residency(self, pid: int) -> Residency:
+        known = self._residencies.get(pid)
+        if known is None:
+            known = self._residencies[pid] = Residency(pid)
+            weakref.finalize(self, known.close)
+        return known
 
     # What was not copied in the stop, and was not left out for want of room, was not there: a page nobody had
     # written to. As long as it is zero nobody has. And what a stack has below its pointer nobody reads.
