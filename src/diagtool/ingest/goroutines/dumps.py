@@ -37,10 +37,9 @@ Rows = NDArray[np.int64]
 
 @dataclass(slots=True)
 class Dump:
-    """Rows ``first`` to ``last`` (exclusive) of the columns; ``why`` they were written, "" if asked for."""
+    """``rows`` of the columns, ascending; ``why`` they were written, "" if asked for."""
 
-    first: int
-    last: int
+    rows: Rows
     why: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -100,14 +99,34 @@ def _dumps(parser: Parser) -> list[Dump]:
     if not len(goid):
         return []
     starts = sorted({0, *(h.row for h in parser.happened if h.row < len(goid))})
+    lone = _lone(parser)
+    every = bool(lone.all())
     out = []
     for first, last in zip(starts, [*starts[1:], len(goid)], strict=True):
-        why = [h.what for h in parser.happened if h.row == first]
-        cuts = _repeats(goid[first:last])
-        for a, b in zip(cuts, [*cuts[1:], last - first], strict=True):
+        why = "; ".join([h.what for h in parser.happened if h.row == first][-3:])
+        rows = np.arange(first, last) if every else first + np.flatnonzero(~lone[first:last])
+        if not len(rows):
+            continue
+        cuts = [0] if every else _repeats(goid[rows])
+        for a, b in zip(cuts, [*cuts[1:], len(rows)], strict=True):
             # What the runtime said before is about the first of them.
-            out.append(Dump(first + a, first + b, "; ".join(why[-3:]) if not a else ""))
-    return _without_single(parser.columns, out)
+            out.append(Dump(rows[a:b], why if not a else ""))
+    if every:
+        return [Dump(np.arange(len(goid)), out[-1].why)]
+    if left := int(lone.sum()):
+        out[-1].notes.append(f"{_several(left, 'stack')} of one goroutine, as panics leave, left out")
+    return out
+
+
+def _lone(parser: Parser) -> NDArray[np.bool_]:
+    """Rows that are no part of a dump: one goroutine that ran, and other text on both sides."""
+    columns = parser.columns
+    runs = np.array([kind.reason == "running" for kind in columns.kinds], np.bool_)
+    gap = np.zeros(len(columns.goid) + 1, np.bool_)
+    gap[np.frombuffer(parser.gaps, np.int64)] = True
+    gap[[h.row for h in parser.happened]] = True
+    gap[[0, -1]] = True
+    return np.asarray(runs[np.frombuffer(columns.kind, np.int32)] & gap[:-1] & gap[1:], np.bool_)
 
 
 def _repeats(goid: Rows) -> list[int]:
@@ -132,27 +151,11 @@ def _repeats(goid: Rows) -> list[int]:
     return cuts
 
 
-def _without_single(columns: Columns, dumps: list[Dump]) -> list[Dump]:
-    """``dumps`` less those of one goroutine that ran: the stack of a panic, of which a log has many."""
-    whole = [d for d in dumps if d.last - d.first > 1 or not _runs(columns.kinds[columns.kind[d.first]])]
-    left = len(dumps) - len(whole)
-    if not left or len(dumps) == 1:
-        return dumps
-    if not whole:
-        return [Dump(dumps[0].first, dumps[-1].last, dumps[-1].why)]
-    whole[-1].notes.append(f"{_several(left, 'stack')} of one goroutine, as panics leave, left out")
-    return whole
-
-
-def _runs(kind: Kind) -> bool:
-    return kind.reason == "running"
-
-
 # --- snapshots --------------------------------------------------------------------------------------------
 
 
 def _snapshot(columns: Columns, dump: Dump) -> Snapshot:
-    span = slice(dump.first, dump.last)
+    span = _span(dump.rows)
     number = np.frombuffer(columns.kind, np.int32)[span]
     used = np.flatnonzero(np.bincount(number, minlength=len(columns.kinds)))
     place = np.zeros(len(columns.kinds), np.int32)
@@ -185,12 +188,14 @@ def _snapshot(columns: Columns, dump: Dump) -> Snapshot:
         wait_seconds=seconds,
     )
     snap = builder.snapshot
-    snap.labels = [
-        (row - dump.first, key, value)
-        for row, labels in columns.labels
-        if dump.first <= row < dump.last
-        for key, value in labels
-    ]
+    if columns.labels:
+        at_row = {row: at for at, row in enumerate(dump.rows.tolist())}
+        snap.labels = [
+            (at_row[row], key, value)
+            for row, labels in columns.labels
+            if row in at_row
+            for key, value in labels
+        ]
     if any(stuck):
         snap.target.details["exact"] = True  # the runtime itself marked them, or found that nobody can run
     snap.warnings += dump.notes
@@ -201,6 +206,12 @@ def _snapshot(columns: Columns, dump: Dump) -> Snapshot:
             f"{_several(rows, 'goroutine')} ran on other threads: their stacks were not written"
         )
     return builder.finish()
+
+
+def _span(rows: Rows) -> slice | Rows:
+    """``rows`` as a slice where they are one: of a million no copy is made."""
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    return slice(first, last) if last - first == len(rows) else rows
 
 
 def _sleeps(kind: Kind) -> bool:

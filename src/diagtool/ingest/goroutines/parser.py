@@ -8,6 +8,7 @@ goes the careful way (:mod:`body`), once. Both give the same.
 from __future__ import annotations
 
 import re
+from array import array
 from dataclasses import dataclass, field
 from itertools import repeat
 
@@ -66,6 +67,7 @@ class Parser:
     happened: list[Happened] = field(default_factory=list)
     counted: list[Counted] = field(default_factory=list)
     races: Races = field(default_factory=Races)
+    gaps: array[int] = field(default_factory=lambda: array("q"))  # rows with other text before them
     unknown: int = 0
     example: str = ""
     _cleaner: Cleaner = field(default_factory=Cleaner)
@@ -233,6 +235,9 @@ class Parser:
         """What is no goroutine: why the runtime wrote them, profiles as text, races; other lines of a log."""
         if not text.strip():
             return
+        row = len(self.columns.goid)
+        if not self._other_thread and (not self.gaps or self.gaps[-1] != row):
+            self.gaps.append(row)
         at = 0
         while at < len(text):
             if self._inside is not None:
