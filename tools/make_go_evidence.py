@@ -69,9 +69,9 @@ def _debug2(minor: str, path: Path) -> None:
 @evidence("debug2-series.txt")
 def _series(minor: str, path: Path) -> None:
     """Two dumps in one file, the second with more."""
-    with program(minor, "leaks", "send,receive,context,mutex,waitgroup,workers", "5") as p:
+    with program(minor, "leaks", "all", "3") as p:
         before = p.debug2(path)
-        p.grow(7)
+        p.grow(2)
         path.write_text(before + "\n\n" + p.debug2(path))
 
 
