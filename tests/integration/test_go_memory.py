@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ import pytest
 import diagtool
 from diagtool.capture.errors import NotSupported
 from diagtool.cli import main
+from diagtool.ingest import read_evidence
+from diagtool.leaks import find_leaks
+from diagtool.snapshot.model import Snapshot
 from go_dumps import differences, parse_dump
 from go_programs import ALL, built, running, started, toolchains
 
@@ -194,3 +198,22 @@ def test_an_unknown_version_is_refused_with_what_is_missing(
         assert main(["stacks", str(program.pid)]) == 3
     layouts.load.cache_clear()
     assert "go1.27" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("minor", toolchains() if ALL_OF_THEM else ["1.27"])
+def test_a_leak_has_the_same_id_in_memory_as_in_dumps(minor: str, tmp_path: Path) -> None:
+    with started("leaks", minor, "all", "20") as program:
+        program.debug2(tmp_path / "dump")
+        live = diagtool.snapshot(program.pid)
+        core = diagtool.snapshot(str(program.gcore(tmp_path)))
+        (tmp_path / "traceback").write_text(program.quit())
+    said = templates(read_evidence(str(tmp_path / "dump")))
+    assert len(said) > 10
+    assert templates(read_evidence(str(tmp_path / "traceback"))) == said
+    assert said.items() <= templates([live]).items()  # memory may prove more
+    assert said.items() <= templates([core]).items()
+
+
+def templates(snapshots: Sequence[Snapshot]) -> dict[str, str]:
+    """The templates of findings by their ids."""
+    return {f.id: f.template or "" for f in find_leaks(list(snapshots)).findings}

@@ -53,8 +53,10 @@ def decode(
     ``debug_directories``. A process without a Python has a snapshot of its native threads, unless its objects
     are asked for. Raises NotSupported where nothing can be read.
     """
-    stacks = native_stacks(capture, unwinder, debug_directories) if frames else NativeStacks()
     go = go_part(capture)
+    stacks = NativeStacks()
+    if frames:
+        stacks = native_stacks(capture, unwinder, debug_directories, go.own_threads())
     stacks = go.frames(stacks)
     try:
         snapshot = decode_cpython(

@@ -38,6 +38,17 @@ class GoPart:
         """Why nothing can be said of a program that is Go's."""
         return self.error if self.main and self.go is None else None
 
+    def own_threads(self) -> frozenset[int]:
+        """Threads (tids) that are in Go's code: its tables alone unwind them best.
+
+        None of a program that has a library of Go: its own frames may be on the same stack.
+        """
+        if self.go is None or not self.main:
+            return frozenset()
+        from diagtool.runtimes.golang.threads import threads_in_go
+
+        return threads_in_go(self.go)
+
     def frames(self, stacks: NativeStacks) -> NativeStacks:
         """Native stacks, with Go's frames named by its own tables."""
         if self.go is None:

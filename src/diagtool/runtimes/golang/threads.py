@@ -16,7 +16,7 @@ from diagtool.runtimes.golang.starts import registers_of
 from diagtool.runtimes.golang.unwind import Starts, Trie, unwind
 from diagtool.runtimes.native.stacks.model import NativeFrame, NativeStacks
 
-__all__ = ["with_go_frames"]
+__all__ = ["threads_in_go", "with_go_frames"]
 
 _REACH = 8 << 20  # bytes above the stack pointer in which frames may lie: a goroutine's stack may be large
 _TOP = 1 << 47
@@ -64,6 +64,13 @@ def _callers(go: DecodedGo) -> dict[int, int]:
     rows = np.flatnonzero((g.syscall_sp != 0) & (g.m != 0))
     tids = go.owners.of(g.m[rows])
     return {tid: int(go.trie.leaf[row]) for tid, row in zip(tids.tolist(), rows.tolist(), strict=True) if tid}
+
+
+def threads_in_go(go: DecodedGo) -> frozenset[int]:
+    """The tids of threads that stand in Go's code."""
+    threads = [t for t in go.runtime.capture.threads if registers_of(t)[0]]
+    inside = go.functions.contains(np.array([registers_of(t)[0] for t in threads], np.uint64))
+    return frozenset(t.tid for t, yes in zip(threads, inside.tolist(), strict=True) if yes)
 
 
 def _in_go(go: DecodedGo) -> dict[int, list[NativeFrame]]:

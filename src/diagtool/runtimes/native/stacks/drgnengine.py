@@ -12,7 +12,7 @@ import os
 import resource
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -47,8 +47,10 @@ _ASKING = 120.0  # seconds in which it may send files
 _DISABLE_PLUGINS = "DRGN_DISABLE_PLUGINS"
 
 
-def unwind(capture: Capture, debug_directories: Sequence[str] = ()) -> NativeStacks:
-    """The native frames of all threads that have registers.
+def unwind(
+    capture: Capture, debug_directories: Sequence[str] = (), without: Collection[int] = ()
+) -> NativeStacks:
+    """The native frames of all threads that have registers, but those of ``without`` (tids).
 
     ``debug_directories``: where separate debug files are looked for, besides /usr/lib/debug. Raises
     ImportError where drgn is not installed.
@@ -57,7 +59,7 @@ def unwind(capture: Capture, debug_directories: Sequence[str] = ()) -> NativeSta
         import drgn
     logging.getLogger("drgn").setLevel(logging.CRITICAL)  # what is missing shows in the frames
     stacks = NativeStacks()
-    threads = [t for t in capture.threads if t.registers]
+    threads = [t for t in capture.threads if t.registers and t.tid not in without]
     if not threads:
         return stacks
     with _more_files():
