@@ -48,6 +48,29 @@ def test_only_pages_that_may_have_changed_are_late(
     assert capture.late_pages == late
 
 
+@pytest.mark.parametrize(("written", "late"), [(None, 0), (1, 1)])
+def test_a_page_of_a_file_that_nobody_wrote_to_is_not_late(
+    written: int | None, late: int, tmp_path: Path
+) -> None:
+    """Data of a program that it never touched: it is as the file has it, whenever it is read."""
+    file = tmp_path / "program"
+    file.write_bytes(b"d" * PAGES * PAGE)
+    with file.open("rb") as descriptor:
+        area = mmap.mmap(
+            descriptor.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+        )
+    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    if written is not None:
+        area[written * PAGE + 8] = 1
+    mapping = Mapping(start, start + PAGES * PAGE, "rw-p", 0, 1, str(file))
+    capture = Capture("live", ProcessInfo(os.getpid()), [], [mapping], [], AddressSpace())
+    got, data = LateReader(capture, MemoryReader(os.getpid()))(
+        np.arange(start, start + PAGES * PAGE, PAGE, dtype=np.uint64)
+    )
+    assert len(got) == PAGES and data.all()
+    assert capture.late_pages == late
+
+
 def test_memory_that_nobody_wrote_to_is_not_made_real_by_reading_it() -> None:
     """As the terabytes that AddressSanitizer reserves: each page would get page tables of its own."""
     size = 1 << 36

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -60,7 +60,9 @@ class LateReader:
             more, added = self._pages(self._target, late)
             got, data = np.concatenate([got, more]), np.concatenate([data, added])
         changing = {page for page, mapping in late if mapping.writable}
-        changing -= self._unwritten([page for page, m in late if is_writable_private(m)])
+        changing -= self._unwritten(
+            page for page, m in late if is_writable_private(m) and not is_anonymous(m)
+        )
         changing |= {page for page, m in frozen if m.writable and m.permissions.endswith("s")}
         self._capture.late_pages += len(changing.intersection(got[self._written(got, data)].tolist()))
         return got, data
@@ -82,12 +84,12 @@ class LateReader:
             data = np.concatenate([data, np.zeros((len(zeros), PAGE), dtype=np.uint8)])
         return got, data
 
-    # Those that are still as the file has them, or were never touched: asked after they were read. What a
-    # program never writes to of its data is not copied, as long as nobody has read it either.
-    def _unwritten(self, pages: Sequence[int]) -> set[int]:
-        if not pages:
-            return set()
+    # Pages of private file mappings that are still as the file has them: asked after they were read. What a
+    # program never touched of its data was not in memory, so it was not copied.
+    def _unwritten(self, pages: Iterable[int]) -> set[int]:
         wanted = np.array(sorted(pages), dtype=np.uint64)
+        if not len(wanted):
+            return set()
         residency = self._residency(self._target.pid)
         return set(wanted[~residency.written(wanted)].tolist()) if residency.alive() else set()
 

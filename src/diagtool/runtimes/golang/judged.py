@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 
 from diagtool.runtimes.golang.clock import now_of
@@ -22,6 +24,16 @@ def add_judgement(snapshot: Snapshot, go: DecodedGo) -> None:
     ``why_not``
     ("" where all was read), ``objects``, ``pointers``.
     """
+    collecting = gc.isenabled()
+    gc.disable()  # nothing of what is made becomes garbage, and there may be much of it
+    try:
+        _judge(snapshot, go)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _judge(snapshot: Snapshot, go: DecodedGo) -> None:
     runtime = go.runtime
     rows = slice(go.first, go.first + len(go.alive))
     waits = [""] * len(runtime.goroutines)
