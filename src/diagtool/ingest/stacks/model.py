@@ -9,10 +9,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from diagtool.capture.errors import BadEvidence
 from diagtool.ingest.stacks.waits import native_wait, thread_wait
 from diagtool.runtimes.cpython.tasks.waits import classify
-from diagtool.snapshot.model import KIND, STATE, Frame, Snapshot, SnapshotBuilder, Target, ThreadInfo
+from diagtool.snapshot.model import (
+    KIND,
+    STACK_COLUMNS,
+    STATE,
+    Frame,
+    Snapshot,
+    SnapshotBuilder,
+    Target,
+    ThreadInfo,
+)
 
 __all__ = ["MAX_FRAMES", "MAX_STACKS", "Dump", "Notes", "Written", "snapshots"]
 
@@ -23,6 +34,7 @@ MAX_FRAMES = 2_000
 MAX_NAME = 512
 
 _VERSION = re.compile(r"/lib(?:64)?/python(3\.\d+)t?/")
+_COLUMNS = ("kind", "state", "address", "trace", "merged", "wait", "thread")
 #: What stands between frames whose order is not known.
 _APART = Frame(
     "[Python frames, of which it is not known where between these they belong]", "", None, language="native"
@@ -141,7 +153,7 @@ def snapshots(dumps: Sequence[Dump], what: str, path: str, notes: Notes) -> list
 
 def _snapshot(dump: Dump, what: str, path: str) -> Snapshot:
     builder = SnapshotBuilder(_target(dump, what, path))
-    rows = [_add(builder, stack) for stack in dump.stacks]
+    _add(builder, dump.stacks)
     snapshot = builder.finish()
     cut = sum(bool(stack.cut) for stack in dump.stacks)
     if cut:
@@ -154,14 +166,12 @@ def _snapshot(dump: Dump, what: str, path: str) -> Snapshot:
             f"{silent:,} threads run Python, and their Python frames were not printed: use py-bt or py-spy"
         )
     pairs = [
-        (rows[parent], rows[i])
+        (parent, i)
         for i, stack in enumerate(dump.stacks)
         for parent in stack.parents
-        if 0 <= parent < len(rows)
+        if 0 <= parent < len(dump.stacks)
     ]
     if pairs:
-        import numpy as np
-
         snapshot.awaits = np.array(pairs, np.int32)
     return snapshot
 
@@ -190,31 +200,33 @@ def _version(stacks: Iterable[Written]) -> str:
     return ""
 
 
-def _add(builder: SnapshotBuilder, stack: Written) -> int:
-    wait = _wait(stack)
-    state = stack.state or ("waiting" if wait else "unknown")
-    native = stack.native or ([*stack.apart, _APART, *stack.frames] if stack.apart else [])
-    merged = builder.trace(native[::-1]) if native else 0
-    trace = builder.trace(stack.frames[::-1]) if stack.frames else merged
-    name = stack.name[:MAX_NAME]
-    tid = stack.tid if 0 <= stack.tid < 1 << 31 else 0
-    address = (stack.address or tid or stack.ident) & (1 << 64) - 1
-    row = builder.add(
-        [name],
-        kind=KIND[stack.kind],
-        state=STATE[state],
-        address=address,
-        trace=trace,
-        merged=merged,
-        wait=builder.wait(wait),
-        thread=tid,
-    )
-    if stack.kind == "thread":
-        info = ThreadInfo(tid=tid, stack=row, name=name, python=bool(stack.frames))
-        info.ident = stack.ident or None
-        info.holds_gil, info.collecting = stack.holds_gil, stack.collecting
-        builder.snapshot.threads.append(info)
-    return row
+def _add(builder: SnapshotBuilder, stacks: Sequence[Written]) -> None:
+    """Add all stacks of a dump, one row each in their order."""
+    columns: dict[str, list[int]] = {name: [] for name in _COLUMNS}
+    names: list[str] = []
+    waits: dict[tuple[int, int, str, str, str], str] = {}
+    for row, stack in enumerate(stacks):
+        native = stack.native or ([*stack.apart, _APART, *stack.frames] if stack.apart else [])
+        merged = builder.trace(native[::-1]) if native else 0
+        trace = builder.trace(stack.frames[::-1]) if stack.frames else merged
+        key = (trace, merged, stack.text, stack.state, stack.kind)
+        if key not in waits:
+            waits[key] = _wait(stack)
+        wait = waits[key]
+        name = stack.name[:MAX_NAME]
+        tid = stack.tid if 0 <= stack.tid < 1 << 31 else 0
+        address = (stack.address or tid or stack.ident) & (1 << 64) - 1
+        state = STATE[stack.state or ("waiting" if wait else "unknown")]
+        told = (KIND[stack.kind], state, address, trace, merged, builder.wait(wait), tid)
+        for column, value in zip(_COLUMNS, told, strict=True):
+            columns[column].append(value)
+        names.append(name)
+        if stack.kind == "thread":
+            info = ThreadInfo(tid=tid, stack=row, name=name, python=bool(stack.frames))
+            info.ident = stack.ident or None
+            info.holds_gil, info.collecting = stack.holds_gil, stack.collecting
+            builder.snapshot.threads.append(info)
+    builder.add(names, **{name: np.array(values, STACK_COLUMNS[name]) for name, values in columns.items()})
 
 
 def _wait(stack: Written) -> str:
