@@ -59,7 +59,9 @@ def profile(
             return field(number, b"".join(map(varint, values)))
         return b"".join(field(number, value) for value in values)
 
-    out = b"".join(field(1, field(1, text(kind)) + field(2, text(unit))) for kind, unit in kinds)
+    out = bytearray()
+    for kind, unit in kinds:
+        out += field(1, field(1, text(kind)) + field(2, text(unit)))
     for values, stack, labels in samples:
         ids = [locations.setdefault(tuple(one), len(locations) + 1) for one in stack]
         sample = many(1, ids) + many(2, values)
@@ -77,7 +79,7 @@ def profile(
         out += field(5, field(1, number) + field(2, text(function)) + field(4, text(file)))
     for string in strings if names else ():
         out += field(6, string.encode())
-    return out + field(9, time * 10**9)
+    return bytes(out + field(9, time * 10**9))
 
 
 PARK = [("runtime.gopark", "runtime/proc.go", 1)]
