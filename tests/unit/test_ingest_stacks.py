@@ -304,6 +304,15 @@ def test_dumps_of_several_processes_are_not_mixed(tmp_path: Path) -> None:
     assert any("the others are 77" in w for w in snapshot.warnings)
 
 
+def test_of_json_that_is_cut_off_the_threads_before_are_read(tmp_path: Path) -> None:
+    text = (DATA / "3.12/py-spy.json").read_text()
+    snapshot = only(written(tmp_path, text[: len(text) // 2]))
+    assert [s.name for s in snapshot][:2] == ["waiter", "joiner"]
+    assert any("cut off or damaged" in w for w in snapshot.warnings)
+    with pytest.raises(BadEvidence, match="is no JSON that makes sense"):
+        load_series(written(tmp_path, text[:600]))
+
+
 # --- hostile ---------------------------------------------------------------------------------------------
 
 

@@ -132,12 +132,28 @@ def parse_json(path: str, notes: Notes) -> list[Dump]:
         try:
             document, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            if not dumps:
+            dumps += _document(_threads(decoder, text, at), notes)
+            if not any(dump.stacks for dump in dumps):
                 raise BadEvidence(f"{path} is no JSON that makes sense: {str(error)[:100]}") from None
-            notes.others["documents of JSON are cut off or damaged, and left out"] += 1
+            notes.others["document of JSON is cut off or damaged: the threads before are read"] += 1
             break
         dumps += _document(document, notes)
     return dumps
+
+
+def _threads(decoder: json.JSONDecoder, text: str, at: int) -> list[Any]:
+    """The threads of a document whose end is missing."""
+    found: list[Any] = []
+    at = text.find("{", at)
+    while at >= 0 and len(found) < MAX_STACKS:
+        try:
+            thread, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            break
+        found.append(thread)
+        rest = text[at : at + 64].lstrip()
+        at = text.find("{", at) if rest.startswith(",") else -1
+    return found
 
 
 def _document(document: Any, notes: Notes) -> list[Dump]:
