@@ -98,8 +98,13 @@ class Course:
         return np.asarray((s.kind == KIND["goroutine"]) & (s.address == 0), np.bool_)
 
     def _progressed(self, at: int) -> NDArray[np.bool_]:
-        """Threads of the last snapshot that used the CPU since snapshot ``at``."""
+        """Threads of the last snapshot that used the CPU since snapshot ``at``; goroutines that were awake,
+        where it is known exactly since when each waits (a trace)."""
         moved = np.zeros(len(self.last.stacks), np.bool_)
+        if self.last.target.details.get("waits_measured"):
+            s, elapsed = self.last.stacks, self.seconds[-1] - self.seconds[at]
+            with np.errstate(invalid="ignore"):
+                moved |= (s.kind == KIND["goroutine"]) & (s.wait_seconds < elapsed * 0.999)
         before = {t.tid: t.cpu_seconds for t in self.snapshots[at].threads}
         for info in self.last.threads:
             then, now = before.get(info.tid), info.cpu_seconds
@@ -138,9 +143,18 @@ class Course:
     def grew(self, rows: Rows) -> bool:
         """True when the places of ``rows`` only got more stacks."""
         counts = self.counts(rows)
-        growth = counts[-1] - counts[0]
+        growth = min(counts[-1] - counts[0], self._newcomers(rows))
         steady = all(a <= b for a, b in pairwise(counts))
         return steady and growth >= max(LEAST_GROWTH, LEAST_RATIO * counts[0])
+
+    def _newcomers(self, rows: Rows) -> int:
+        """How many of ``rows`` may be new since the first snapshot. Goroutines that were elsewhere then are
+        not: the workers of a pool come back to their place."""
+        s, first = self.last.stacks, self.snapshots[0].stacks
+        numbers = s.address[rows]
+        if not ((s.kind[rows] == KIND["goroutine"]) & (numbers != 0)).all():
+            return len(rows)
+        return int((~np.isin(numbers, first.address[first.kind == KIND["goroutine"]])).sum())
 
     def leaking(self, rows: Rows) -> Rows:
         """Those of ``rows`` that count: all where places grew and kept who was there, else who stayed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,6 +61,12 @@ class Alive:
     @classmethod
     def none(cls) -> Alive:
         return cls(**{c: np.zeros(0, t) for c, t in _COLUMNS.items()})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Alive]) -> Alive:
+        """Those of several, of which no two have the same."""
+        both = cls(**{c: np.concatenate([getattr(p, c) for p in parts]) for c in _COLUMNS})
+        return both.take(np.argsort(both.goid, kind="stable"))
 
     def take(self, rows: NDArray[Any]) -> Alive:
         return Alive(**{c: getattr(self, c)[rows] for c in _COLUMNS})
@@ -265,9 +272,7 @@ class Population:
         )
         stays = np.ones(len(old), np.bool_)
         stays[where[known]] = False
-        both = [old.take(stays), now.take(now.state != ENDED)]
-        joined = Alive(**{c: np.concatenate([getattr(p, c) for p in both]) for c in _COLUMNS})
-        self.alive = joined.take(np.argsort(joined.goid, kind="stable"))
+        self.alive = Alive.joined([old.take(stays), now.take(now.state != ENDED)])
 
     def copy(self) -> Alive:
         return replace(self.alive)

@@ -44,6 +44,7 @@ class Rows:
 def snapshots(reader: _Reader) -> list[Snapshot]:
     """A snapshot of each look of ``reader``, oldest first."""
     out = []
+    _look_back(reader.looks)
     for number, look in enumerate(reader.looks):
         last = number == len(reader.looks) - 1
         builder = SnapshotBuilder(_target(reader, look))
@@ -58,6 +59,22 @@ def snapshots(reader: _Reader) -> list[Snapshot]:
                 )
         out.append(builder.finish())
     return out
+
+
+def _look_back(looks: list[Look]) -> None:
+    """Of who waits since before the trace it is often told only later where, or that it is there at all: at
+    the end of a generation, or when it waits there again. So it was there before, too; without this its
+    place would seem to fill up."""
+    for look, later in zip(looks[-2::-1], looks[:0:-1], strict=True):
+        then, now = look.alive, later.alive
+        told = now.take((now.born == UNKNOWN) & (now.place > 0))
+        if not len(told):
+            continue
+        at = np.minimum(np.searchsorted(told.goid, then.goid), len(told) - 1)
+        dark = (then.place == 0) & (then.stack == 0) & (then.born == UNKNOWN) & (told.goid[at] == then.goid)
+        seen = told.take(np.append(at[dark], np.flatnonzero(~np.isin(told.goid, then.goid))))
+        seen.since = np.full(len(seen), UNKNOWN)
+        look.alive = Alive.joined([then.take(~dark), seen])
 
 
 def _target(reader: _Reader, look: Look) -> Target:
