@@ -135,7 +135,12 @@ def _body(function: GoFunction, ask: Ask) -> Iterator[Hit]:
         if closes:
             if any(_is_deferred(c) or _is_within_literal(c, function) for c in closes):
                 continue
-            outs = (n for n in ways_out(function, statement, closes) if not _is_of_error(n))
+            given = re.compile(rf"\b{re.escape(target.text)}\b")
+            outs = (
+                n
+                for n in ways_out(function, statement, closes)
+                if not _is_of_error(n) and given.search(n.text) is None
+            )
             way_out = next(outs, None)
             if way_out is not None:
                 yield Hit(way_out.line, f"this way out does not close the body of {target.text}")

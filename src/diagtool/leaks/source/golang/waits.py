@@ -277,7 +277,7 @@ def _taken_again(function: GoFunction, ask: Ask) -> Iterator[Hit]:
         called = node.get("function")
         name = name_of(called.get("operand")) if called is not None else ""
         owner, _, field = name.rpartition(".")
-        if not function.receiver or not owner or "." in owner:
+        if not _typed(function, name)[0] or "." in owner:
             continue
         ends = [
             n
@@ -296,7 +296,7 @@ def _taken_again(function: GoFunction, ask: Ask) -> Iterator[Hit]:
             other = _method(function, last_name(method))
             if other is None or other is function:
                 continue
-            taken = next((n for n in other.nodes if is_call(n, ".Lock", ".RLock") and _locks(n, field)), None)
+            taken = next((n for n in other.nodes if _takes_own(other, n, field)), None)
             if taken is not None and any(
                 is_call(n, ".Unlock", ".RUnlock")
                 and _locks(n, field)
@@ -311,6 +311,13 @@ def _taken_again(function: GoFunction, ask: Ask) -> Iterator[Hit]:
                 )
 
 
+def _takes_own(method: GoFunction, node: Node, field: str) -> bool:
+    """Whether a method takes the lock ``field`` of its own receiver there."""
+    called = node.get("function") if is_call(node, ".Lock", ".RLock") else None
+    name = name_of(called.get("operand")) if called is not None else ""
+    return name.count(".") == 1 and _typed(method, name) == (method.receiver, field)
+
+
 def _is_read(node: Node) -> bool:
     return last_name(node.get("function")) == "RLock"
 
@@ -321,7 +328,7 @@ def _in_go(call: Node) -> bool:
 
 def _locks(call: Node, field: str) -> bool:
     called = call.get("function")
-    return called is not None and name_of(called.get("operand")).rpartition(".")[2] == field
+    return called is not None and last_name(called.get("operand")) == field
 
 
 def _method(function: GoFunction, name: str) -> GoFunction | None:
