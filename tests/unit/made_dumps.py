@@ -24,11 +24,10 @@ def parsed(text: str | bytes, size: int = 0, *, quick: bool = True) -> Parser:
     """``text`` read in pieces of about ``size`` bytes, each of whole lines."""
     data = text.encode() if isinstance(text, str) else text
     parser = Parser(quick=quick)
-    lines = data.splitlines(keepends=True)
-    piece = b""
-    for line in lines:
+    piece = b"" if size else data
+    for line in data.splitlines(keepends=True) if size else ():
         piece += line
-        if len(piece) >= size > 0:
+        if len(piece) >= size:
             parser.feed(piece)
             piece = b""
     parser.feed(piece if piece.endswith(b"\n") else piece + b"\n")

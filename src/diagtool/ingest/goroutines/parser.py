@@ -233,7 +233,7 @@ class Parser:
 
     def _outside(self, text: bytes) -> None:
         """What is no goroutine: why the runtime wrote them, profiles as text, races; other lines of a log."""
-        if not text.strip():
+        if not text.strip(b" \t\r\n|"):
             return
         row = len(self.columns.goid)
         if not self._other_thread and (not self.gaps or self.gaps[-1] != row):

@@ -20,6 +20,9 @@ CHUNK = 1 << 20
 MAX_LINE = 16 << 20
 
 _START = re.compile(rb"goroutine (?=\d{1,20} (?:gp=0x|\[))")
+_BEFORE = re.compile(
+    rb"^[^\n]{1,300}?(?=goroutine \d{1,20} (?:gp=0x[^\n]{1,80})?\[[^\n]{1,300}:[ \t|]*$)", re.MULTILINE
+)
 _COLOUR = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
 _DOCKER = re.compile(rb'^\{"log":("[^"\\\n]*(?:\\.[^"\\\n]*)*")[^\n]*$', re.MULTILINE)
 _STRING = re.compile(rb'"[^"\\\n]*(?:\\.[^"\\\n]*)*"')
@@ -97,7 +100,11 @@ class Cleaner:
         """``text`` with headers of goroutines, and what follows them, at the start of their lines."""
         if self._has_prefixes(text):
             self._learn(text)
-        return text if self._prefix is None else self._prefix.sub(b"", text)
+        if self._prefix is not None:
+            text = self._prefix.sub(b"", text)
+            if self._has_prefixes(text):  # too many different ones
+                text = _BEFORE.sub(b"", text)
+        return text
 
     def _has_prefixes(self, chunk: bytes) -> bool:
         at_start = chunk.count(b"\ngoroutine ") + chunk.startswith(b"goroutine ")
