@@ -296,6 +296,14 @@ def test_the_odd_lines_of_faulthandler(tmp_path: Path) -> None:
     assert any("1 stacks are cut" in w for w in snapshot.warnings)
 
 
+def test_a_dump_that_faulthandler_cut_off_at_a_hundred_threads_ends_there(tmp_path: Path) -> None:
+    thread = 'Thread 0x%016x (most recent call first):\n  File "/srv/app/x.py", line 1 in f\n'
+    dump = "".join(thread % (0x7F0000000000 + i) + "\n" for i in range(3)) + "...\n"
+    first, second = load_series(written(tmp_path, dump + dump.replace("7f", "7e")))
+    assert [len(first.stacks), len(second.stacks)] == [3, 3]
+    assert any("2 dumps end before all threads" in w for w in second.warnings)
+
+
 def test_dumps_of_several_processes_are_not_mixed(tmp_path: Path) -> None:
     text = (DATA / "3.13/py-spy.txt").read_text()
     other = "Process 77: python x\nPython v3.13.0 (/usr/bin/py)\n\nThread 77 (active)\n    f (x.py:1)\n"

@@ -283,7 +283,10 @@ class _Parser:
             self._dump_of_last().details["extension_modules"] = names[:1000]
             return True
         if _CUT.match(line) and self.stacks:
-            self.stacks[-1].cut += 1
+            self.notes.others[
+                "dumps end before all threads were written: faulthandler stops at a hundred"
+            ] += 1
+            self.starts = True
             return True
         return bool(_QUIET.search(line))
 

@@ -196,6 +196,8 @@ def _never_signalled(function: GoFunction, ask: Ask) -> Iterator[Hit]:
             continue
         called = node.get("function")
         operand = called.get("operand") if called is not None else None
+        if not any("sync.Cond" in m.code or "sync.NewCond" in m.code for m in function.module.package):
+            continue
         known = uses_of(function, operand, ask)
         if known is None or known.marks("Add", "Done", "Go"):
             continue
