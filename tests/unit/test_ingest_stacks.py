@@ -239,6 +239,25 @@ def test_exceptions_are_no_stacks_of_threads_and_are_told(tmp_path: Path) -> Non
         load_series(written(tmp_path, EXCEPTIONS))
 
 
+def test_exceptions_as_loguru_prints_them_are_exceptions(tmp_path: Path) -> None:
+    text = """2024-05-01 10:11:12.345 | ERROR    | app:main:10 - failed
+Traceback (most recent call last):
+
+  File "/srv/app/main.py", line 15, in <module>
+    main()
+    └ <function main at 0x7f>
+
+> File "/srv/app/main.py", line 10, in main
+    f(1)
+    └ <function f at 0x7f>
+
+ZeroDivisionError: division by zero
+INFO next
+"""
+    with pytest.raises(BadEvidence, match=r"1 exception \(ZeroDivisionError at main.py:10 in main\)"):
+        load_series(written(tmp_path, text))
+
+
 OWN_DUMPS = {
     "--- Thread worker-1 (ident=140735) ---": ("worker-1", 140735),
     "# ThreadID: 140123456789 Name: worker-1": ("worker-1", 140123456789),

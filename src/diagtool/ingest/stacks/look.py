@@ -43,7 +43,10 @@ _PATTERNS = {
         r"Stack for <Task ",
         r"Traceback \(most recent call first\):?\s*\n.{0,80}File \"",
     ),
-    EXCEPTIONS: (r"Traceback \(most recent call last\).{0,40}\n.{0,80}  File \"[^\"\n]+\", line \d+",),
+    EXCEPTIONS: (
+        r"Traceback \(most recent call last\).{0,40}\n\s*.{0,80}?File \"[^\"\n]+\", line \d+",
+        r"─ Traceback \(most recent call last\) ─",
+    ),
 }
 #: A line, and below it what traceback.format_stack() gives: programs that print their own threads.
 _OWN = re.compile(r'(?m)^(?P<before>.{0,300})\n.{0,120}?  File "[^"\n]{1,400}", line \d+, in ')

@@ -137,15 +137,18 @@ class _Parser:
         if run is not None and self._is_inside(run, line):
             return
         if not line.strip():
-            self._end()
+            if run is None or run.kind != "exception":  # loguru puts blank lines between frames
+                self._end()
             return
         if self._header(line):
             return
         self._end()
-        if self.exception and (found := _EXCEPTION.match(line)) is not None:
-            self.notes.exceptions[found["type"][:80], self.exception] += 1
+        if self.exception:
+            found = _EXCEPTION.match(line)
+            self.notes.exceptions[found["type"][:80] if found else "one", self.exception] += 1
             self.exception = ""
-            return
+            if found is not None:
+                return
         self.before = line
         self.notes.unknown += 1
 
@@ -248,7 +251,10 @@ class _Parser:
         if _EXCEPTION_STARTS.search(line):
             self._end()
             self.next, self.exception = None, ""
-            self.run = _Run("exception", Written(), False)
+            if "─" in line:  # rich draws a box around it
+                self.notes.exceptions["one", "a place that only rich's picture shows"] += 1
+            else:
+                self.run = _Run("exception", Written(), False)
             return True
         if _STACK_INFO.search(line) or _FAULT_ONE.search(line):
             self._end()
