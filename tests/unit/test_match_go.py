@@ -138,6 +138,19 @@ def test_the_runtimes_own_mark_is_a_proof() -> None:
     assert (finding.template, finding.verdict, finding.count) == ("go-receive-nobody-sends", "proven", 3)
 
 
+def test_who_accepts_connections_minds_none_of_them() -> None:
+    """Handlers that hang are told though who made them is awake, and in the function that did."""
+
+    def build(p: Program, count: int) -> None:
+        accept = "internal/poll.(*FD).Accept net.(*netFD).accept net.(*TCPListener).Accept"
+        p.go(1, "IO wait", f"{accept} net/http.(*Server).Serve main.serve", goid=50)
+        stuck = f"runtime.chanrecv1 main.order {HANDLER}"
+        p.go(count, "chan receive", stuck, "net/http.(*Server).Serve", parent=50)
+
+    (finding,) = findings(build, 30, 60)
+    assert (finding.template, finding.verdict, finding.count) == ("go-receive-nobody-sends", "likely", 60)
+
+
 def test_loops_that_sleep_are_likely_only_after_three_dumps() -> None:
     """Many sleep for a while and end: two dumps of a time of more work look the same."""
 
@@ -213,6 +226,21 @@ def results_that_are_collected(p: Program, count: int) -> None:
         p.go(1, "IO wait", f"{READ} main.fetch", "main.fetchAll", goid=3001 + 2 * i, parent=3000 + 2 * i)
 
 
+def many_results_that_are_collected(p: Program, count: int) -> None:
+    """A few requests that wait for more workers than anybody would mind one by one."""
+    for i in range(count):
+        waits = "sync.runtime_SemacquireWaitGroup sync.(*WaitGroup).Wait main.fetchAll"
+        p.go(1, "sync.WaitGroup.Wait", f"{waits} {HANDLER}", goid=100_000 + 100 * i)
+        p.go(
+            60,
+            "IO wait",
+            f"{READ} main.fetch",
+            "main.fetchAll",
+            goid=100_001 + 100 * i,
+            parent=100_000 + 100 * i,
+        )
+
+
 def a_server_between_requests(p: Program, count: int) -> None:
     serving = "net/http.(*connReader).Read bufio.(*Reader).Peek net/http.(*conn).serve"
     p.go(count, "IO wait", f"{READ} {serving}", "net/http.(*Server).Serve")
@@ -244,6 +272,7 @@ HEALTHY = [
     a_chain_whose_last_maker_has_ended,
     a_contended_lock,
     results_that_are_collected,
+    many_results_that_are_collected,
     a_server_between_requests,
     a_client_with_its_idle_connections,
     a_few_pools_of_databases,

@@ -17,6 +17,8 @@ __all__ = ["attended", "passers"]
 
 #: Waits that end by themselves, or by somebody outside of the process.
 _AWAKE = frozenset({"IO wait", "sleep", "syscall", "cgo call", "waiting for cgo callback"})
+#: Goroutines that one may have made by one go statement, and still mean to tell each of them something.
+MOST_MINDED = 16
 #: Stacks whose frames are looked at for a group; of more the first.
 _MOST_LOOKED_AT = 1_000
 
@@ -35,7 +37,8 @@ def attended(snapshot: Snapshot, frames: FrameIndex) -> NDArray[np.bool_]:
     A goroutine and its maker mind each other while the maker is in the function that made it: it may wait for
     the goroutine, or mean to tell it something. Who is bound so to one that is awake, over any number of
     others, is attended. Of one that is awake and whose maker has ended, anybody may be who is in the function
-    that made it. Nobody is attended where the source doesn't say who made a goroutine.
+    that made it. Who makes more than MOST_MINDED by one statement minds none of them, as the loop of a server
+    that accepts. Nobody is attended where the source doesn't say who made a goroutine.
     """
     s = snapshot.stacks
     size = len(s)
@@ -56,6 +59,10 @@ def attended(snapshot: Snapshot, frames: FrameIndex) -> NDArray[np.bool_]:
     there = _still_in(snapshot, frames, s.created_by[children], s.trace[makers])
     # A forest: each goroutine has one maker. Doubling finds the root of each tree; a circle, which only a
     # damaged snapshot has, ends somewhere in itself.
+    up = awake(snapshot)
+    many = there & (_of_one_statement(makers, s.created_by[children], there) > MOST_MINDED)
+    up[makers[many & up[children]]] = True  # it may wait for them all
+    there &= ~many
     root = np.arange(size, dtype=np.int32)
     root[children[there]] = makers[there]
     for _ in range(size.bit_length()):
@@ -63,11 +70,20 @@ def attended(snapshot: Snapshot, frames: FrameIndex) -> NDArray[np.bool_]:
         if np.array_equal(further, root):
             break
         root = further
-    up = awake(snapshot)
-    alone = known & up
+    alone = known & awake(snapshot)
     alone[children] = False
     up = up | _in_functions_that_made(snapshot, frames, s.created_by[alone])
     return np.asarray((np.bincount(root[up], minlength=size) > 0)[root], np.bool_)
+
+
+def _of_one_statement(
+    makers: NDArray[np.int32], statements: NDArray[np.int32], there: NDArray[np.bool_]
+) -> NDArray[np.intp]:
+    """Of each goroutine how many its maker made by the same statement, that are ``there``."""
+    key = makers.astype(np.int64) << 32 | statements.astype(np.int64)
+    _, of = np.unique(key, return_inverse=True)
+    of = of.reshape(-1).astype(np.int32)
+    return np.bincount(of[there], minlength=int(of.max(initial=0)) + 1)[of]
 
 
 def _in_functions_that_made(
