@@ -24,6 +24,7 @@ from pathlib import Path
 
 from common import BIN, ROOT, Row, Table, gap_ms, interpreter, run, target
 from go_core import go_core
+from go_text import go_dumps
 from heap_stop import heap_stop
 from memory import memory
 from native_heap import native_heap
@@ -181,6 +182,7 @@ PARTS: dict[str, Callable[[int], Iterator[Table]]] = {
     "core": big_core,
     "start": start_up,
     "go-core": go_core,
+    "go-dumps": go_dumps,
     "heap-stop": heap_stop,
     "memory": memory,
     "native-heap": native_heap,
