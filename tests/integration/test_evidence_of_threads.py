@@ -1,4 +1,4 @@
-"""What faulthandler writes of a process gives the same stacks, waits and findings as a look at it."""
+"""What faulthandler and `asyncio ps` write of a process gives the same as a look at the process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import diagtool
 from diagtool.api import load_series
 from diagtool.capture import ptrace
 from diagtool.snapshot.model import Snapshot
-from fixture_programs import ROOT, Interpreter, interpreters
+from fixture_programs import ROOT, Interpreter, interpreters, launch
 
 pytestmark = pytest.mark.skipif(not ptrace.supported(), reason="live processes on Linux on x86-64 only")
 
@@ -93,3 +93,27 @@ def test_a_dump_gives_the_same_stacks_and_findings_as_the_process(
     assert (of_dump.verdict, of_dump.count) == ("suspect", 20)
     assert of_process[of_dump.id].template == of_dump.template
     assert of_process[of_dump.id].count == 20
+
+
+def tasks(snapshot: Snapshot) -> set[tuple[str, str, str, tuple[str, ...]]]:
+    """(name, state, wait, functions) of the tasks; what main waits for no table of asyncio says."""
+    return {
+        (s.name, s.state, s.wait or "", tuple(f.function for f in s.frames))
+        for s in snapshot
+        if s.kind == "task" and s.frames[0].function != "main"
+    }
+
+
+def awaits(snapshot: Snapshot) -> set[tuple[str, str]]:
+    names = snapshot.stacks.name
+    return {(names[a], names[b]) for a, b in snapshot.awaits.tolist()}
+
+
+@pytest.mark.parametrize("interpreter", [i for i in interpreters() if i.minor == 14], ids=str)
+def test_asyncio_ps_and_pstree_give_the_tasks_that_the_process_has(interpreter: Interpreter) -> None:
+    with launch(PROGRAM.with_name("tasks.py"), interpreter=interpreter, arguments=["3"]) as program:
+        live = diagtool.snapshot(program.pid)
+    for name in ("asyncio-ps.txt", "asyncio-pstree.txt"):
+        (written,) = load_series(ROOT / "tests/data/evidence" / interpreter.version / name)
+        assert tasks(written) == tasks(live)
+        assert awaits(written) == awaits(live)

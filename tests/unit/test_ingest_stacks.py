@@ -128,6 +128,7 @@ def test_tasks_of_asyncio_ps_have_their_waits_and_who_awaits_them(file: str) -> 
     assert [f.function for f in by_name["consumer-0"].frames] == ["Queue.get", "take", "consume"]
     assert by_name["leaf-2"].wait == "asyncio.Event.wait"
     assert by_name["Task-2"].wait == "asyncio.TaskGroup"
+    assert by_name["gathered"].wait == "asyncio.gather"
     pairs = {(snapshot.stacks.name[a], snapshot.stacks.name[b]) for a, b in snapshot.awaits.tolist()}
     assert pairs == {
         ("gathered", "Task-2"),

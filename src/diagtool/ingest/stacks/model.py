@@ -209,7 +209,7 @@ def _add(builder: SnapshotBuilder, stacks: Sequence[Written]) -> None:
         native = stack.native or ([*stack.apart, _APART, *stack.frames] if stack.apart else [])
         merged = builder.trace(native[::-1]) if native else 0
         trace = builder.trace(stack.frames[::-1]) if stack.frames else merged
-        key = (trace, merged, stack.text, stack.state, stack.kind)
+        key = (trace, merged, stack.text, stack.wait or stack.state, stack.kind)
         if key not in waits:
             waits[key] = _wait(stack)
         wait = waits[key]

@@ -7,9 +7,11 @@ awaits it, and name and address of that task; no files. ``pstree`` has files and
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 from diagtool.ingest.stacks.model import MAX_NAME, MAX_STACKS, Dump, Notes, Written
+from diagtool.runtimes.cpython.tasks.waits import classify
 from diagtool.snapshot.model import Frame
 
 __all__ = ["parse"]
@@ -80,6 +82,7 @@ def parse(lines: Iterable[str], notes: Notes) -> list[Dump]:
     _join(dumps, awaiters)
     for dump in dumps:
         dump.stacks = _once(dump.stacks)
+        _name_gathers(dump.stacks)
         for stack in dump.stacks:
             if not stack.native:
                 stack.frames = [frame for frame in stack.frames if frame.function]
@@ -152,6 +155,15 @@ def _once(stacks: list[Written]) -> list[Written]:
     for stack in kept:
         stack.parents = [new[p] for p in stack.parents]
     return kept
+
+
+def _name_gathers(stacks: list[Written]) -> None:
+    """A task that awaits several others in a function of its own does so in gather(): no frame shows that."""
+    awaited = Counter(parent for stack in stacks for parent in stack.parents)
+    for row, count in awaited.items():
+        if not classify(stacks[row].frames).name:
+            stacks[row].state = "waiting"
+            stacks[row].wait = "asyncio.gather" if count > 1 else None
 
 
 def _node(dump: Dump, tree: list[tuple[int, Written]], depth: int, text: str, notes: Notes) -> None:
