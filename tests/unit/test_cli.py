@@ -104,7 +104,7 @@ class TestLeaks:
         snapshots, options = engine[1]
         assert [len(s.stacks) for s in snapshots] == [303, 303]
         assert options.pop("sources") is not None
-        assert options == {"templates": (), "min_count": 7}
+        assert options == {"templates": (), "min_count": 7, "labels": ()}
 
     def test_a_file_gets_the_report_whole_or_not_at_all(
         self, service: str, engine: list[Any], capsys: Say, monkeypatch: pytest.MonkeyPatch

@@ -119,8 +119,11 @@ def command(
 
     TARGET is a process id, a core file (kernel, gcore or systemd; plain or compressed with gzip, xz, lz4
     or zstd), or a FILE.diag that `diagtool snapshot` wrote, recognised by its content. Several snapshots
-    of one process, oldest first, report only what persisted or grew. The address of a Go service is a TARGET,
-    too: what it serves with net/http/pprof is read (`diagtool snapshot --help` says how).
+    of one process, oldest first, report only what persisted or grew.
+
+    Goroutine dumps, profiles, traces and stacks that other tools wrote are read, too, compressed or not, and
+    from within logs; several dumps in a file are a series. With - the standard input is read. The address of
+    a Go service is a TARGET, too (`diagtool snapshot --help` says how).
 
     With --heap objects and native blocks are counted, too, and judged: what is lost, who holds most, and in
     a series what grew (three snapshots taken with --heap, the last after the load is over). Of a core that
@@ -156,6 +159,8 @@ def command(
         diagtool leaks core.4242.zst --sysroot /srv/image
         diagtool leaks service.diag --source src
         diagtool leaks before.diag after.diag
+        diagtool leaks service.log --label service=search
+        kubectl logs pod/search | diagtool leaks -
         diagtool leaks http://127.0.0.1:6060/debug/pprof
         diagtool leaks 4242 --heap
         diagtool leaks 4242 --format json --fail-on proven -o leaks.json

@@ -63,9 +63,10 @@ def command(
 ) -> int:
     """Show what every thread and task does, alike ones counted.
 
-    TARGET is a process id, a core file or a FILE.diag, as for `diagtool leaks`. Stacks of the same kind,
-    state, wait and frames are one line, the largest cluster first; -v adds their frames. With --tree each
-    task stands above what it awaits, alike subtrees counted once and cycles marked.
+    TARGET is a process id, a core file, a FILE.diag, what another tool wrote, or - for the standard input, as
+    for `diagtool leaks`. Stacks of the same kind, state, wait and frames are one line, the largest cluster
+    first; -v adds their frames. With --tree each task stands above what it awaits, alike subtrees counted
+    once and cycles marked.
 
     With --native threads are shown with what they run in C, C++ or Rust, inlined functions too, between the
     frames of Python, in the order of their calls. Frames of the C library and of the interpreter are folded;
