@@ -224,7 +224,9 @@ class Population:
 
         begins = np.flatnonzero(waits)
         goes = np.flatnonzero(waited)
-        counts.add("change", place[begins], s.at[begins])
+        # Who is told to be there already was there from the beginning on, however late it is told.
+        already = (s.known[begins] == 1) & (state_before[begins] == NONE)
+        counts.add("change", place[begins], np.where(already, counts.opens, s.at[begins]))
         counts.add("change", place_before[goes], s.at[goes], by=-1)
         fresh = begins[s.known[begins] == 0]
         counts.add("arrived", place[fresh])
