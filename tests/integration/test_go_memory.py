@@ -14,9 +14,12 @@ import pytest
 
 import diagtool
 from diagtool.capture.errors import NotSupported
+from diagtool.capture.gosignalstack import go_signal_stack
+from diagtool.capture.live import capture_live
 from diagtool.cli import main
 from diagtool.ingest import read_evidence
 from diagtool.leaks import find_leaks
+from diagtool.runtimes.decode import decode
 from diagtool.snapshot.model import Snapshot
 from go_dumps import differences, parse_dump
 from go_programs import ALL, built, running, started, toolchains
@@ -217,3 +220,19 @@ def test_a_leak_has_the_same_id_in_memory_as_in_dumps(minor: str, tmp_path: Path
 def templates(snapshots: Sequence[Snapshot]) -> dict[str, str]:
     """The templates of findings by their ids."""
     return {f.id: f.template or "" for f in find_leaks(list(snapshots)).findings}
+
+
+@pytest.mark.parametrize("minor", toolchains())
+def test_an_image_is_made_on_the_stack_that_go_keeps_for_signals(minor: str) -> None:
+    with started("frames", minor, "busy", flags=STRIPPED) as program:
+        with capture_live(program.pid, clone="always") as capture:
+            assert capture.image
+            registers = [(t.tid, t.registers["rsp"], t.registers["fs_base"]) for t in capture.threads]
+            snapshot = decode(capture)
+            assert capture.of_one_instant
+        found = {s for r in registers if (s := go_signal_stack(program.pid, *r)) is not None}
+        again = diagtool.snapshot(program.pid)
+    assert len(found) >= len(registers) - 1  # one may just handle a signal
+    assert all(high - low == 32 << 10 for low, high in found)
+    for one in (snapshot, again):
+        assert "main.deep" in {s.frames[0].function for s in one if s.kind == "goroutine" and s.frames}

@@ -14,12 +14,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from diagtool.capture import procfs, ptrace, seccomp, sigframe, steer
 from diagtool.capture.errors import NoSuchTarget, Refused, TargetError, Unsuitable
 from diagtool.capture.gadgets import Gadgets
+from diagtool.capture.gosignalstack import go_signal_stack
 from diagtool.capture.hold import Hold
 from diagtool.capture.memory import PAGE
 from diagtool.capture.model import REGISTERS_X86_64
@@ -103,10 +104,14 @@ def _place(
     pid: int, tid: int, words: tuple[int, ...], order: MappingOrder, gadgets: Gadgets, calls: Sequence[Call]
 ) -> Place:
     registers = dict(zip(REGISTERS_X86_64, words, strict=True))
-    low = _stack_end(pid, tid, registers["rsp"], registers["fs_base"], order)
-    if low is None:
-        raise Refused("it does not run on a stack of its own")
     status = procfs.parse_status(procfs.try_read(f"/proc/{pid}/task/{tid}/status") or b"")
+    top = registers["rsp"]
+    low = _stack_end(pid, tid, top, registers["fs_base"], order)
+    if low is None:
+        spare = go_signal_stack(pid, _inner_tid(status, tid), top, registers["fs_base"])
+        if spare is None or not _is_anonymous_at(order, *spare):
+            raise Refused("it does not run on a stack of its own")
+        low, top = spare
     if "shstk" in status.get("x86_Thread_features", ""):
         raise Refused("it has a shadow stack (CET)")
     if status.get("Seccomp", "0") not in ("0", "2"):
@@ -121,17 +126,31 @@ def _place(
         fp = sigframe.fp_state(steer.get_xstate(tid))
     except sigframe.Unrestorable as error:
         raise Refused(f"it has {error}") from None
-    frames = sigframe.layout_below(registers["rsp"], len(fp))
+    frames = sigframe.layout_below(top, len(fp))
     if frames.own - _SPARE < low:
         raise Refused("its stack is near its end")
     return Place(tid, words, fp, frames)
+
+
+def _inner_tid(status: Mapping[str, str], tid: int) -> int:
+    numbers = status.get("NSpid", "").split()
+    return int(numbers[-1]) if numbers and numbers[-1].isdigit() else tid
+
+
+def _is_anonymous_at(order: MappingOrder, low: int, high: int) -> bool:
+    place = order.holding(low)
+    if place is None:
+        return False
+    mapping = order.mappings[place]
+    return high <= mapping.end and is_writable_private(mapping) and is_anonymous(mapping)
 
 
 def _stack_end(pid: int, tid: int, pointer: int, thread_block: int, order: MappingOrder) -> int | None:
     """The lowest address that is surely stack, for a thread on the stack that its C library gave it.
 
     Not for one on an alternate signal stack, a coroutine's or a goroutine's stack: what lies below its stack
-    pointer may be something else. glibc and musl keep the thread's block (fs) at the top of its stack.
+    pointer may be something else (gosignalstack.py). glibc and musl keep the thread's block (fs) at the top
+    of its stack.
     """
     place = order.holding(pointer)
     if place is None:
