@@ -18,7 +18,7 @@ __all__ = ["MOST_GOROUTINES", "add_goroutines", "reason_of"]
 #: Goroutines that are made of a profile.
 MOST_GOROUTINES = 2_000_000
 _MOST_LABELS = 1_000_000
-_MOST_FRAMES = 4_000_000  # of all distinct stacks
+_MOST_FRAMES = 2_000_000  # of all distinct stacks
 
 #: Frames that the runtime keeps of one stack: 32 until Go 1.22, 128 from 1.23 on.
 _DEPTHS = (32, 128)
@@ -51,7 +51,7 @@ def add_goroutines(builder: SnapshotBuilder, profile: Profile, proved: Profile |
             f"{left_out:,} goroutines of the profile are not counted: at most {MOST_GOROUTINES:,} are, the "
             "places with most are shortened"
         )
-    kinds, missing = _kinds(builder, profile)
+    kinds, depths, missing = _kinds(builder, profile)
     if missing:
         warnings.append(f"{missing:,} stacks of the profile are left out: it has too many frames")
     table = np.array(
@@ -72,7 +72,7 @@ def add_goroutines(builder: SnapshotBuilder, profile: Profile, proved: Profile |
         stuck=stuck,
     )
     warnings += _label(builder, profile, first, counts)
-    cut = _cut(profile)
+    cut = int(np.maximum(profile.values[:, 0], 0)[np.isin(depths, _DEPTHS)[profile.stack]].sum())
     if cut:
         warnings.append(
             f"{cut:,} stacks of the profile have {_DEPTHS[0]} or {_DEPTHS[1]} frames, as many as the runtime "
@@ -81,19 +81,22 @@ def add_goroutines(builder: SnapshotBuilder, profile: Profile, proved: Profile |
     return warnings
 
 
-def _kinds(builder: SnapshotBuilder, profile: Profile) -> tuple[list[Kind | None], int]:
+def _kinds(builder: SnapshotBuilder, profile: Profile) -> tuple[list[Kind | None], NDArray[np.int64], int]:
+    """Of each stack what its goroutines have in common and how many frames it has; how many are left out."""
     goroutines, frames = Goroutines(builder), Frames(profile)
     out: list[Kind | None] = []
+    depths = np.zeros(len(profile.stacks), np.int64)
     made = missing = 0
     for stack in range(len(profile.stacks)):
         found = frames.of(stack)
+        depths[stack] = len(found)
         made += len(found)
         if made > _MOST_FRAMES:
             missing += 1
             out.append(None)
             continue
         out.append(goroutines.kind(reason_of(found), found))
-    return out, missing
+    return out, depths, missing
 
 
 def _stuck(profile: Profile, proved: Profile | None, counts: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -112,12 +115,6 @@ def _stuck(profile: Profile, proved: Profile | None, counts: NDArray[np.int64]) 
     starts = np.cumsum(counts) - counts
     number = np.arange(int(counts.sum())) - np.repeat(starts, counts)
     return (number < np.repeat(many, counts)).astype(np.uint8)
-
-
-def _cut(profile: Profile) -> int:
-    """Goroutines whose stacks have as many frames as are kept at most."""
-    depths = np.array([len(profile.places(stack)) for stack in range(len(profile.stacks))], np.int64)
-    return int(np.maximum(profile.values[:, 0], 0)[np.isin(depths, _DEPTHS)[profile.stack]].sum())
 
 
 def _label(builder: SnapshotBuilder, profile: Profile, first: int, counts: NDArray[np.int64]) -> list[str]:

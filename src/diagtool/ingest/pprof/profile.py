@@ -29,6 +29,7 @@ __all__ = [
 MOST_BYTES = 256 << 20
 #: Samples, locations, functions and strings, together.
 MOST_PARTS = 4_000_000
+_MOST_PLACES = 500_000  # locations, and functions
 _MOST_TYPES = 64
 _MOST_LABELS = 64  # of one sample
 _MOST_TEXT = 4096
@@ -235,8 +236,10 @@ def _parse(data: bytes) -> Profile:
     for number, wire, value, end in fields(data):
         if wire == BYTES and 1 < number <= _STRING:
             parts += 1
-            if parts > MOST_PARTS:
-                raise ProfileError(f"it has more than {MOST_PARTS:,} parts")
+            if parts > MOST_PARTS or (
+                len(spans[number]) >= _MOST_PLACES and number in (_LOCATION, _FUNCTION)
+            ):
+                raise ProfileError(f"it has more than {MOST_PARTS:,} parts, or {_MOST_PLACES:,} places")
             spans[number].append((value, end))
         elif wire == BYTES and number in (_SAMPLE_TYPE, _PERIOD_TYPE):
             part = _numbers_of(data, value, end, 2)
