@@ -34,6 +34,10 @@ func (s *Server[T]) run(jobs chan int) {
 func init() { start() }
 
 var hook = func() { <-done }
+
+func serve(jobs chan int) {
+	go work(jobs)
+}
 """
 
 
@@ -50,6 +54,8 @@ var hook = func() { <-done }
         ("main.other.func3", 7, 5),  # the same before 1.21
         ("main.init.0", 14, 14),
         ("main.glob..func1", 16, 16),
+        ("main.serve.func1", 19, 18),  # the wrapper of a go statement before 1.22
+        ("main.serve.func1", 18, None),
         ("main.(*Server[...]).stop", 9, None),  # another method
         ("main.(*Server[...]).run.func1", 9, None),  # no literal is there
         ("main.(*Server[...]).run", 10, None),  # an empty line

@@ -106,6 +106,11 @@ class GoFunction:
         return "\n".join(self.module.lines[self.first_line - 1 : self.end_line])
 
 
+def _starts(function: GoFunction, line: int) -> bool:
+    """Whether a go or defer statement is in ``line``."""
+    return any(n.line == line and n.type in ("go_statement", "defer_statement") for n in function.nodes)
+
+
 class GoModule:
     """A source file. ``lines`` is all of its text; ``tree`` is None where it can't be parsed.
 
@@ -221,6 +226,12 @@ class GoModule:
             depth = 0  # init.0 is a function
         if declared and declared[-1].name not in parts and not (depth and literals):
             return None  # before 1.21 literals are named after the function that they were inlined into
+        if (
+            depth == len(literals) + 1
+            and declared
+            and _starts(literals[-1] if literals else declared[-1], line)
+        ):
+            depth -= 1  # before 1.22 the wrapper of a go statement is named like a literal
         if depth > len(literals):
             return None
         return literals[depth - 1] if depth else declared[-1] if declared else None
