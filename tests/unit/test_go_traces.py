@@ -21,7 +21,8 @@ from diagtool.ingest.gotrace.read import read_data
 from diagtool.ingest.gotrace.varints import Numbers, walk
 from diagtool.leaks import find_leaks
 from diagtool.leaks.model import Finding
-from diagtool.snapshot.model import Snapshot, Stack
+from diagtool.report.html.timeline import timeline
+from diagtool.snapshot.model import Snapshot, Stack, Target
 
 DATA = Path(__file__).parents[1] / "data" / "go"
 MINORS = ("1.19", "1.21", "1.22", "1.24", "1.26", "1.27")
@@ -329,3 +330,63 @@ def test_events_are_decoded_as_they_were_written(batches: list[list[tuple[str, t
     for row, (_, arguments) in enumerate(wanted):
         told = [int(found.argument(np.array([row]), i)[0]) for i in range(len(arguments) - 1)]
         assert told == list(arguments[1:])
+
+
+# --- the picture --------------------------------------------------------------------------------------------
+
+
+def _row(**columns: object) -> dict[str, object]:
+    return {
+        "wait": "chan send",
+        "function": "main.backend",
+        "file": "/src/main.go",
+        "line": 9,
+        "created_by": "main.ask",
+        "created_file": "/src/main.go",
+        "created_line": 4,
+        "seconds": 2.0,
+        "waiting": [0, 1, 2, 3],
+        "alive": [1, 2, 3, 4],
+        **columns,
+    }
+
+
+def test_the_picture_over_time_has_a_line_for_each_place_and_each_maker() -> None:
+    snapshot = Snapshot(Target("evidence"))
+    snapshot.tables["go_trace_clusters"] = [
+        _row(),
+        _row(function="runtime.gopark", created_by="runtime.gcStart", waiting=[9] * 4),
+        _row(function="main.</script>\x1b[31m", waiting=[5, 0, 0, 0]),
+    ]
+    told = timeline(snapshot, 12)
+    assert told is not None and told["seconds"] == 2.0
+    places, makers = told["pictures"]
+    assert [line["name"] for line in places["lines"]] == [
+        "chan send in main.backend (main.go:9)",
+        "chan send in main.</script>\\x1b[31m (main.go:9)",
+    ]
+    assert places["lines"][0]["points"] == [[0.5, 0], [1.0, 1], [1.5, 2], [2.0, 3]]
+    assert [line["name"] for line in makers["lines"]] == ["made by main.ask (main.go:4)"]
+    one = timeline(snapshot, 1)
+    assert one is not None and one["pictures"][0]["left_out"] == 1
+    assert timeline(Snapshot(Target("evidence")), 12) is None
+
+
+@pytest.mark.parametrize(
+    "bad", [None, -1, True, "x", float("nan"), float("inf"), 1 << 70, [], [None], [1] * 5000]
+)
+def test_tables_that_anybody_wrote_make_no_picture_and_no_harm(bad: object) -> None:
+    for column in (
+        "wait",
+        "function",
+        "file",
+        "line",
+        "created_by",
+        "created_file",
+        "seconds",
+        "waiting",
+        "alive",
+    ):
+        snapshot = Snapshot(Target("evidence"))
+        snapshot.tables["go_trace_clusters"] = [_row(**{column: bad}), bad]  # type: ignore[list-item]
+        timeline(snapshot, 12)

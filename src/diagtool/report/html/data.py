@@ -16,6 +16,7 @@ from diagtool.report.html.frames import Frames
 from diagtool.report.html.limits import Limits
 from diagtool.report.html.series import growth
 from diagtool.report.html.tables import ignored_table, tables
+from diagtool.report.html.timeline import timeline
 from diagtool.report.html.waits import waits
 from diagtool.report.sources import Sources
 from diagtool.report.text import clean, count
@@ -54,6 +55,7 @@ def document(
         "kept": amounts.kept(last, limits.tiles),
         "memory": amounts.memory(last, limits.tiles),
         "growth": growth(snapshots, limits.lines),
+        "timeline": timeline(last, limits.lines),
         "tables": tables(last, report, frames, limits),
         "warnings": [*report.warnings[: limits.rows], *notes],
         "frames": frames.rows,

@@ -4,19 +4,24 @@ function linePicture(one, timed, frames) {
   const holds = one.unit;
   const last = (line) => line.points[line.points.length - 1][1];
   const times = [...new Set(one.lines.flatMap((line) => line.points.map((p) => p[0])))].sort((a, b) => a - b);
-  const table = {
-    id: fresh('growth'),
-    title: 'The same as a table',
-    total: one.lines.length,
-    columns: [
-      { label: 'what', holds: 'text' },
-      ...times.map((t) => ({ label: timed ? seconds(t) : 'no. ' + t, holds })),
-    ],
-    rows: one.lines.map((line) => [
-      line.name,
-      ...times.map((t) => (line.points.find((p) => p[0] === t) || [t, null])[1]),
-    ]),
-  };
+  const at = (line, t) => (line.points.find((p) => p[0] === t) || [t, null])[1];
+  const moment = (t) => (timed ? seconds(t) : 'no. ' + t);
+  const shared = { id: fresh('growth'), title: 'The same as a table' };
+  // Many moments go down the page, few go across it.
+  const table =
+    times.length > 12
+      ? {
+          ...shared,
+          total: times.length,
+          columns: [{ label: 'after', holds: 'text' }, ...one.lines.map((line) => ({ label: line.name, holds }))],
+          rows: times.map((t) => [moment(t), ...one.lines.map((line) => at(line, t))]),
+        }
+      : {
+          ...shared,
+          total: one.lines.length,
+          columns: [{ label: 'what', holds: 'text' }, ...times.map((t) => ({ label: moment(t), holds }))],
+          rows: one.lines.map((line) => [line.name, ...times.map((t) => at(line, t))]),
+        };
   const figure = picture(
     one.title,
     one.left_out ? whole.format(one.left_out) + ' more left out.' : '',
@@ -126,7 +131,7 @@ function drawLines(stage, one, timed) {
                 update: {
                   x: { scale: 'x', field: 'x' },
                   y: { scale: 'y', field: 'y' },
-                  size: { value: 46 },
+                  size: { value: one.lines[0].points.length > 12 ? 14 : 46 },
                   fill: { signal: "scale('stroke', datum.line % 8)" },
                   stroke: { value: 'var(--surface)' },
                   tooltip: { field: 'text' },

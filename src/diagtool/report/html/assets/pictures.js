@@ -134,6 +134,20 @@ function pictureSections(data) {
       ),
   ].filter(Boolean);
   if (areas.length) out.push(section('memory', 'Memory', null, areas));
+  if (data.timeline) {
+    out.push(
+      section(
+        'timeline',
+        'Over time',
+        'Goroutines while they were traced, for ' + seconds(data.timeline.seconds) + '.',
+        el(
+          'div',
+          { class: 'lines' },
+          data.timeline.pictures.map((one) => linePicture(one, true, data.frames)),
+        ),
+      ),
+    );
+  }
   if (data.growth) {
     out.push(
       section(
