@@ -28,8 +28,11 @@ def _is_go(capture: Capture, module: Module) -> bool:
             note = capture.memory.try_read(elf.bias + int(segment["address"]), size) if size else None
             if note and note[12:16] == b"Go\0\0":
                 return True
-    if module.file is None and module.path == capture.process.exe:  # a core, without its executable
+    if any(module.section(name) is not None for name in _SECTIONS):
+        return True
+    # A core without its executable, or one that was stripped of the names of its sections, too.
+    if module.path == capture.process.exe and module.section(".text") is None:
         from diagtool.runtimes.golang.find import version_in
 
         return bool(version_in(capture, module))
-    return any(module.section(name) is not None for name in _SECTIONS)
+    return False
