@@ -15,7 +15,7 @@ from itertools import repeat
 from diagtool.ingest.goroutines.body import parse_body
 from diagtool.ingest.goroutines.columns import Columns, Kind
 from diagtool.ingest.goroutines.counted import Counted
-from diagtool.ingest.goroutines.header import HEADER, MAX_GOID, Header, parse_header
+from diagtool.ingest.goroutines.header import HEADER, MAX_GOID, parse_header
 from diagtool.ingest.goroutines.races import Races
 from diagtool.ingest.goroutines.text import Cleaner
 
@@ -48,6 +48,8 @@ class _State:
     minutes: float
     locked: bool
     labels: tuple[tuple[str, str], ...]
+    kinds: dict[bytes, int]  # by what does not differ between equal goroutines
+    traced: dict[bytes, int]
 
 
 @dataclass(slots=True)
@@ -120,14 +122,21 @@ class Parser:
         return (b"\n" + text.removesuffix(b"\n")).split(b"\ngoroutine ")
 
     def _goroutines(self, pieces: list[bytes]) -> None:
-        states, known = self._states, self._known
+        states = self._states
         add = self.columns.add
         quick = self.quick
         for piece in pieces:
             head, _, body = piece.partition(b":\n")
             number, _, bracket = head.partition(b" [")
-            state = states.get(bracket)
-            if state is None or self._other_thread or not number.isdigit() or len(number) > 18:
+            state = states.get(bracket) or self._state(head, bracket)
+            if state is None or self._other_thread:
+                self._carefully(piece)
+                continue
+            kinds = state.kinds
+            if not number.isdigit():
+                number, _, _ = number.partition(b" gp=0x")
+                kinds = state.traced
+            if not number.isdigit() or len(number) > 18:
                 self._carefully(piece)
                 continue
             # The number of the creator is behind all arguments: what is behind it does not differ.
@@ -145,17 +154,17 @@ class Parser:
             start = words[0]
             words[0] = b""
             key = start + b"".join(map(bytes.lstrip, words, repeat(_HEX)))
-            kind = known[state.reason].get(key) if quick else None
+            kind = kinds.get(key) if quick else None
             goid = int(number)
             if kind is None or not goid:
-                self._carefully(piece, key)
+                self._carefully(piece, key, kinds)
                 continue
             row = add(goid, kind, int(parent), state.minutes)
             if state.labels:
                 self.columns.label(row, state.labels)
             self.columns.locked += state.locked
 
-    def _carefully(self, piece: bytes, key: bytes | None = None) -> None:
+    def _carefully(self, piece: bytes, key: bytes = b"", kinds: dict[bytes, int] | None = None) -> None:
         if not self._cleaner.active and b"goroutine " in piece:
             cleaned = self._cleaner.stripped(piece)
             if self._cleaner.active:
@@ -170,7 +179,6 @@ class Parser:
             return
         self._inside = None
         told = parse_header(header[2], header[3] or b"")
-        self._remember_state(line, told)
         lines = text.split(b"\n")
         body = parse_body([part.decode("utf-8", "replace") for part in lines], old=b" gp=0x" not in line)
         if body.unknown:
@@ -186,21 +194,28 @@ class Parser:
             if told.labels:
                 self.columns.label(row, told.labels)
             plain = body.available and not body.unknown and not body.ancestors
-            if key is not None and plain and not rest.strip():
-                self._remember(told.reason, key, number)
+            if kinds is not None and plain and not rest.strip():
+                self._remember(kinds, key, number)
         else:
             self.columns.idle_threads += 1
         if rest:
             self._outside(rest)
 
-    def _remember_state(self, line: bytes, told: Header) -> None:
-        if b" gp=0x" in line or not line.endswith(b":") or len(line) > 2000:
-            return
+    def _state(self, head: bytes, bracket: bytes) -> _State | None:
+        """What a header says that was not met yet; None where it is none."""
+        header = HEADER.fullmatch(b"goroutine " + head + b":")
+        if header is None:
+            return None
+        told = parse_header(header[2], header[3] or b"")
         if len(self._states) > _MAX_STATES:
             self._states.clear()
-        bracket = line[:-1].partition(b" [")[2]
-        self._known.setdefault(told.reason, {})
-        self._states[bracket] = _State(told.reason, float(told.minutes), told.locked, told.labels)
+        kinds = self._known.setdefault(told.reason, {})
+        # The runtime's own tracebacks from 1.22 on, which have gp=: wrappers have names of their own there.
+        traced = self._known.setdefault(f"{told.reason} gp", {})
+        state = _State(told.reason, float(told.minutes), told.locked, told.labels, kinds, traced)
+        if len(bracket) < 2000:
+            self._states[bracket] = state
+        return state
 
     def _row(self, goid: int, kind: int, parent: int, minutes: float, available: bool) -> int:
         columns = self.columns
@@ -219,15 +234,16 @@ class Parser:
             self._away[goid] = row
         return row
 
-    def _remember(self, reason: str, key: bytes, number: int) -> None:
+    def _remember(self, kinds: dict[bytes, int], key: bytes, number: int) -> None:
         size = len(key)
         if size > _MAX_QUICK:
             return
         if self._entries >= _MAX_KNOWN or self._bytes + size > _MAX_BYTES:
             self._states.clear()
-            self._known.clear()
+            for known in self._known.values():
+                known.clear()
             self._bytes = self._entries = 0
-        self._known.setdefault(reason, {})[key] = number
+        kinds[key] = number
         self._entries += 1
         self._bytes += size
 
