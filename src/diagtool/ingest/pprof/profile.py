@@ -236,9 +236,8 @@ def _parse(data: bytes) -> Profile:
     for number, wire, value, end in fields(data):
         if wire == BYTES and 1 < number <= _STRING:
             parts += 1
-            if parts > MOST_PARTS or (
-                len(spans[number]) >= _MOST_PLACES and number in (_LOCATION, _FUNCTION)
-            ):
+            places = number in (_LOCATION, _FUNCTION)
+            if parts > MOST_PARTS or (places and len(spans[number]) == _MOST_PLACES):
                 raise ProfileError(f"it has more than {MOST_PARTS:,} parts, or {_MOST_PLACES:,} places")
             spans[number].append((value, end))
         elif wire == BYTES and number in (_SAMPLE_TYPE, _PERIOD_TYPE):
