@@ -21,8 +21,9 @@ from diagtool.ingest.gotrace.read import read_data
 from diagtool.ingest.gotrace.varints import Numbers, walk
 from diagtool.leaks import find_leaks
 from diagtool.leaks.model import Finding
+from diagtool.leaks.traced import TRACE_FACTS, traced
 from diagtool.report.html.timeline import timeline
-from diagtool.snapshot.model import Snapshot, Stack, Target
+from diagtool.snapshot.model import STATE, Snapshot, Stack, Target
 
 DATA = Path(__file__).parents[1] / "data" / "go"
 MINORS = ("1.19", "1.21", "1.22", "1.24", "1.26", "1.27")
@@ -390,3 +391,59 @@ def test_tables_that_anybody_wrote_make_no_picture_and_no_harm(bad: object) -> N
         snapshot = Snapshot(Target("evidence"))
         snapshot.tables["go_trace_clusters"] = [_row(**{column: bad}), bad]  # type: ignore[list-item]
         timeline(snapshot, 12)
+
+
+# --- the template of traces ---------------------------------------------------------------------------------
+
+
+def _service(
+    *, leave: int = 0, standing: int = 2, old_leave: bool = False, seconds: int = 3
+) -> list[Snapshot]:
+    """A goroutine is made every 50 ms and waits for something unheard of; of ``leave`` one goes on.
+
+    ``standing``: that waited there before; with ``old_leave`` these go on, as long requests do.
+    """
+    events: list[tuple[str, tuple[int, ...]]] = [MAIN]
+    events += [("GoStatusStack", (0, 1000 + i, 0, 4, 1)) for i in range(standing)]
+    for number in range(seconds * 20):
+        goid = 2 + number
+        events += [("GoCreate", (50, goid, 4, 3)), ("GoStop", (0, 7, 2)), ("GoStart", (0, goid, 1))]
+        events += [("GoBlock", (0, 7, 1)), ("GoStart", (0, 1, number + 1))]
+        if leave and number % leave == 0:
+            events += [("GoUnblock", (0, goid, 2, 2))]
+        if old_leave and number < standing:
+            events += [("GoUnblock", (0, 1000 + number, 1, 2))]
+    data = trace(batch(events), strings({**STRINGS, 7: "unheard of"}), stacks(STACKS), sync())
+    return _read(data)
+
+
+def test_goroutines_that_come_and_never_go_on_are_a_leak() -> None:
+    (found,) = find_leaks(_service()).findings
+    assert (found.template, found.verdict, found.count) == ("go-created-never-ended", "likely", 62)
+    assert any("60 were made in the trace" in said for said in found.evidence)
+    (alone,) = find_leaks(_service()[-1:]).findings
+    assert alone.id == found.id and alone.verdict == "likely"
+
+
+@pytest.mark.parametrize(
+    "healthy",
+    [{"leave": 3}, {"standing": 40, "old_leave": True}, {"standing": 0, "seconds": 1}],
+    ids=["some go on", "long requests", "just begun"],
+)
+def test_goroutines_that_go_on_after_all_are_no_leak(healthy: dict[str, int]) -> None:
+    snapshots = _service(**healthy)  # type: ignore[arg-type]
+    for looked_at in (snapshots, snapshots[-1:]):
+        assert all(f.verdict == "suspect" for f in find_leaks(looked_at).findings)
+    if not healthy.get("seconds"):
+        assert all(f.template != "go-created-never-ended" for f in find_leaks(snapshots).findings)
+
+
+def test_facts_of_traces_are_there_where_a_trace_was() -> None:
+    (*_, last) = _service()
+    rows = np.flatnonzero(last.stacks.state == STATE["waiting"])
+    told = {name: traced(last, rows, name.partition(".")[2]) for name in TRACE_FACTS}
+    assert told["trace.fresh"] == told["trace.created"] == told["trace.arrived"] == 60
+    assert told["trace.standing"] == 2 and told["trace.left_share"] == told["trace.ended_share"] == 0
+    assert told["trace.steady"] is True and told["trace.seconds"] == pytest.approx(3)
+    last.tables.clear()
+    assert all(traced(last, rows, name.partition(".")[2]) is None for name in TRACE_FACTS)

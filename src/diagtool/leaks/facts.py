@@ -23,6 +23,7 @@ from diagtool.leaks.own import is_own
 from diagtool.leaks.owners import cycles, owners
 from diagtool.leaks.pattern import FrameIndex, FramePattern
 from diagtool.leaks.timeouts import timeouts_left
+from diagtool.leaks.traced import traced
 from diagtool.snapshot.model import KIND, STATE, Snapshot
 
 Rows = NDArray[np.intp]
@@ -332,6 +333,8 @@ class Facts:
             return team_threads(self.snapshot, rows)
         if head == "workers":
             return self._worker_fact(rows, rest)
+        if head == "trace":
+            return traced(self.snapshot, rows, rest)
         if path == "process.executors":
             return len(self._workers)
         if path == "process.loops":

@@ -12,6 +12,7 @@ from diagtool.leaks.template import Problem, Rule, SourceRule, TablePattern, Tem
 from diagtool.leaks.template_extends import Bases
 from diagtool.leaks.template_table import Document, Table, nearest
 from diagtool.leaks.tomllines import Path
+from diagtool.leaks.traced import TRACE_FACTS
 from diagtool.snapshot.model import KINDS, STATES
 
 #: Facts of one stack, for ``stack`` conditions. What each means is in docs/templates.md.
@@ -21,10 +22,11 @@ STACK_FACTS = (
 ).split()
 #: Facts of all stacks of a would-be finding together, for ``group`` conditions.
 GROUP_FACTS = (
-    "count things owners loops peers passers circle callback_of team_of team.threads executors workers.count "
-    "workers.busy workers.stuck workers.io workers.here workers.queued process.loops process.executors "
-    "process.free_threads loop.overdue"
-).split()
+    *"count things owners loops peers passers circle callback_of team_of team.threads executors".split(),
+    *"workers.count workers.busy workers.stuck workers.io workers.here workers.queued".split(),
+    *"process.loops process.executors process.free_threads loop.overdue".split(),
+    *TRACE_FACTS,
+)
 #: Facts over several snapshots, for ``series`` conditions.
 SERIES_FACTS = "snapshots persisted grew growth age_seconds".split()
 #: Facts of an asked-for thing, besides ``state.*``.
