@@ -195,6 +195,6 @@ def test_the_quick_way_gives_what_the_careful_one_does(text: str, size: int) -> 
         assert getattr(quick.columns, column) == getattr(careful.columns, column)
     kinds = [[c.columns.kinds[k] for k in c.columns.kind] for c in (quick, careful)]
     assert kinds[0] == kinds[1]
-    assert quick.columns.labels == careful.columns.labels
+    assert quick.columns.labelled == careful.columns.labelled
     assert quick.columns.locked == careful.columns.locked
     assert BODY

@@ -53,9 +53,10 @@ def in_order(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
     """``snapshots`` oldest first. Raises SeriesError when they are not of the same process."""
     if not snapshots:
         raise SeriesError("no snapshot to look for leaks in")
-    first = snapshots[0].target
-    for other in (s.target for s in snapshots[1:]):
-        if first.pid != other.pid:
+    # A dump does not say of which process it is.
+    first = next((s.target for s in snapshots if s.target.pid is not None), snapshots[0].target)
+    for other in (s.target for s in snapshots):
+        if None not in (first.pid, other.pid) and first.pid != other.pid:
             raise SeriesError(f"the snapshots are of different processes: pid {first.pid} and {other.pid}")
         if None not in (first.boot_id, other.boot_id) and first.boot_id != other.boot_id:
             raise SeriesError("the snapshots are of different boots of the machine, or of different machines")

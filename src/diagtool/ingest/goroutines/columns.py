@@ -33,12 +33,14 @@ class Columns:
     kind: array[int] = field(default_factory=lambda: array("i"))
     minutes: array[float] = field(default_factory=lambda: array("f"))
     kinds: list[Kind] = field(default_factory=list)
-    labels: list[tuple[int, tuple[tuple[str, str], ...]]] = field(default_factory=list)
+    labelled: array[int] = field(default_factory=lambda: array("i"))  # rows with labels
+    label_set: array[int] = field(default_factory=lambda: array("i"))  # of each of these
+    label_sets: list[tuple[tuple[str, str], ...]] = field(default_factory=list)
     locked: int = 0
     idle_threads: int = 0  # goroutine 0 of a thread: no goroutine
     too_many: int = 0
     _numbers: dict[Kind, int] = field(default_factory=dict)
-    _label_sets: dict[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    _label_numbers: dict[tuple[tuple[str, str], ...], int] = field(default_factory=dict)
 
     def number(self, kind: Kind) -> int:
         """The number of a kind; of too many different ones their frames are dropped."""
@@ -46,7 +48,7 @@ class Columns:
         if known is None:
             if len(self.kinds) >= MAX_KINDS and kind.frames:
                 self.too_many += 1
-                return self.number(Kind(kind.reason[:40], (), None, kind.leaked, False))
+                return self.number(Kind(kind.reason[:40], (), None, kind.leaked))
             known = self._numbers[kind] = len(self.kinds)
             self.kinds.append(kind)
         return known
@@ -61,4 +63,8 @@ class Columns:
 
     def label(self, row: int, labels: tuple[tuple[str, str], ...]) -> None:
         """The profiler labels of a row."""
-        self.labels.append((row, self._label_sets.setdefault(labels, labels)))
+        number = self._label_numbers.setdefault(labels, len(self.label_sets))
+        if number == len(self.label_sets):
+            self.label_sets.append(labels)
+        self.labelled.append(row)
+        self.label_set.append(number)

@@ -188,14 +188,8 @@ def _snapshot(columns: Columns, dump: Dump) -> Snapshot:
         wait_seconds=seconds,
     )
     snap = builder.snapshot
-    if columns.labels:
-        at_row = {row: at for at, row in enumerate(dump.rows.tolist())}
-        snap.labels = [
-            (at_row[row], key, value)
-            for row, labels in columns.labels
-            if row in at_row
-            for key, value in labels
-        ]
+    if len(columns.labelled):
+        snap.labels = _labels(columns, dump.rows)
     if any(stuck):
         snap.target.details["exact"] = True  # the runtime itself marked them, or found that nobody can run
     snap.warnings += dump.notes
@@ -206,6 +200,18 @@ def _snapshot(columns: Columns, dump: Dump) -> Snapshot:
             f"{_several(rows, 'goroutine')} ran on other threads: their stacks were not written"
         )
     return builder.finish()
+
+
+def _labels(columns: Columns, rows: Rows) -> list[tuple[int, str, str]]:
+    labelled = np.frombuffer(columns.labelled, np.int32)
+    at = np.minimum(np.searchsorted(rows, labelled), len(rows) - 1)
+    here = rows[at] == labelled
+    sets = np.frombuffer(columns.label_set, np.int32)[here]
+    return [
+        (row, key, value)
+        for row, number in zip(at[here].tolist(), sets.tolist(), strict=True)
+        for key, value in columns.label_sets[number]
+    ]
 
 
 def _span(rows: Rows) -> slice | Rows:
