@@ -246,6 +246,11 @@ def test_blocks_without_objects() -> None:
     assert judged(growing(blocks=(90_000, 190_000, 95_000), types=strings)) == []
 
 
+def test_what_the_free_lists_of_the_interpreter_may_hold_is_not_lost() -> None:
+    strings = [{"str": n} for n in STEADY]
+    assert judged(growing(blocks=(90_000, 105_000, 120_000), types=strings)) == []
+
+
 def test_blocks_that_containers_hold_are_not_lost() -> None:
     """A history of measurements, as monitors keep: numbers in many bounded deques."""
     numbers = [{"float": n, "collections.deque": 80 + n // 20} for n in (10_000, 60_000, 110_000)]

@@ -36,6 +36,9 @@ _EXPLAINED = 0.5
 _NOT_PYTHON = 0.3
 #: What one container must have of all objects' bytes to be told without a series, and of bytes and items.
 _DOMINATES, _DOMINATES_BYTES, _DOMINATES_ITEMS = 0.5, 32 << 20, 1000
+#: Blocks that the interpreter may keep for reuse: 2,000 tuples of each of 20 sizes, a few hundred of other types
+#: (pycore_freelist.h of 3.13, PyTuple_MAXFREELIST before). They fill up slowly, and count as in use.
+_FREE_LISTS = 41_000
 #: Seconds. What programs load, compile or cache at first grows steadily for a while.
 _BRIEF = 60.0
 #: Bytes of an item above which even plain data is big.
@@ -225,6 +228,7 @@ def _python(found: Diff) -> Iterator[tuple[Row, list[int]]]:
     elif (
         blocks is not None
         and blocks.course in _MORE
+        and blocks.delta >= _FREE_LISTS
         and collected.course in ("flat", "fell")
         and _slots(found) < _EXPLAINED * blocks.delta
         and not _told(found, "heap_lost", "unreferenced", blocks)
