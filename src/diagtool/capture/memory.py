@@ -34,6 +34,7 @@ _MAX_READ = 64 << 20  # a single read beyond this is a garbage length, not a nee
 _STRADDLERS = 4096  # values of one gather that cross a segment's end and are then read one by one
 _TOP = (1 << 64) - 1
 _WINDOW_BITS = 26  # gathers from a paged buffer go through it 64 MiB by 64 MiB
+_ASKED = 256  # pages of one read that are asked for together
 _READS_PER_LOOK = 64  # single reads between two looks at our resident set: each may map 2 MiB (paging.py)
 
 
@@ -189,7 +190,9 @@ class AddressSpace:
         while cursor < end:
             seg = self._map.at(cursor)
             if seg is None:
-                if not fault or not self._fault(np.array([cursor & -PAGE], dtype=np.uint64)):
+                page = cursor & -PAGE
+                ahead = np.arange(page, min(end, page + _ASKED * PAGE), PAGE, dtype=np.uint64)
+                if not fault or not self._fault(ahead) or self._map.at(cursor) is None:
                     raise MemoryFault(address, size)
                 continue
             n = min(end, seg.end) - cursor

@@ -255,8 +255,13 @@ def _buildinfo(capture: Capture, address: int) -> str:
 
 def find_allgs(runtime: GoRuntime) -> int:
     """The address of the slice ``runtime.allgs``, 0 where it was not found."""
-    # What is read after the stop makes all doubtful: memory that was not copied is only read if it must be.
-    return _find_allgs(runtime, runtime.look) or _find_allgs(runtime, runtime.load)
+    # What is read after the stop makes all doubtful. Where not all was copied, it is so anyway, and what is
+    # there may be an old list.
+    if not runtime.capture.left_out:
+        found = _find_allgs(runtime, runtime.look)
+        if found:
+            return found
+    return _find_allgs(runtime, runtime.load)
 
 
 def _find_allgs(runtime: GoRuntime, load: _Load) -> int:

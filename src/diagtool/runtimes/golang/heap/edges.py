@@ -20,6 +20,7 @@ _Index = NDArray[np.int64]
 _AT_ONCE = 512  # pages of 8 KiB
 _PAGE = 4096  # of the processor: where memory is and is not
 _WORDS = PAGE // 8
+_WORD_BITS = 10
 _FARTHEST = (1 << 31) - 1
 
 
@@ -57,7 +58,12 @@ def scan(memory: AddressSpace, objects: Objects, masks: Masks, hidden: U64, most
         sources.append(source)
         targets.append(target)
         offsets.append(offset)
-    return Scan(Edges(np.concatenate(sources), np.concatenate(targets), np.concatenate(offsets)), missing)
+    # One after the other, so that what was joined goes before the next one comes.
+    columns = []
+    for parts in (sources, targets, offsets):
+        columns.append(np.concatenate(parts))
+        parts.clear()
+    return Scan(Edges(*columns), missing)
 
 
 # What is not there is zero: of a live process, nobody has written to it.
@@ -85,9 +91,9 @@ def _edges(
     spans = objects.spans
     words = data.view("<u8").reshape(-1)
     places = np.flatnonzero(objects.near(words))
-    row, word = places // _WORDS, places % _WORDS
+    row, word = places >> _WORD_BITS, places & _WORDS - 1
     span = owner[row]
-    inside = number[row] * PAGE + word * 8  # bytes from the start of the span
+    inside = (number[row] << 13) + (word << 3)  # bytes from the start of the span
     slot = (inside.astype(np.uint64) * spans.divisor[span] >> np.uint64(32)).astype(np.int64)
     source = objects.first[span] + slot
     good = slot < spans.objects[span]
