@@ -127,7 +127,8 @@ def open_core(
 _PLACES = "--sysroot DIR says where the files of the process are, --exe FILE which its executable is"
 _AGAIN = "Take the core again; ulimit -c and the free space of the disk say how large it may become."
 _WHAT = (
-    "A core is what the kernel, gcore or systemd-coredump leave of a process; gzip, xz, lz4, zstd will do."
+    "A core is what the kernel, gcore or systemd-coredump leave of a process; gzip, xz, lz4, zstd will do. "
+    "What else is read (dumps of stacks, profiles, traces) is told by its content: docs/evidence.md."
 )
 
 
@@ -193,7 +194,9 @@ def _opened(path: str) -> BinaryIO:
 
 def _check_head(path: str, head: bytes) -> None:
     if head[:4] != ELF_MAGIC:
-        raise BadCore(f"{path} is not a core: it does not start with an ELF header", _WHAT)
+        raise BadCore(
+            f"{path} is no core, and nothing else that is known: it does not start with an ELF header", _WHAT
+        )
     if len(head) < _HEAD:
         raise BadCore(f"{path} is not a core: it ends within the ELF header", _AGAIN)
     if head[4] == 1:

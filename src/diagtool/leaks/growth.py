@@ -36,8 +36,8 @@ _EXPLAINED = 0.5
 _NOT_PYTHON = 0.3
 #: What one container must have of all objects' bytes to be told without a series, and of bytes and items.
 _DOMINATES, _DOMINATES_BYTES, _DOMINATES_ITEMS = 0.5, 32 << 20, 1000
-#: Blocks that the interpreter may keep for reuse: 2,000 tuples of each of 20 sizes, a few hundred of other types
-#: (pycore_freelist.h of 3.13, PyTuple_MAXFREELIST before). They fill up slowly, and count as in use.
+#: Blocks that the interpreter may keep for reuse: 2,000 tuples of each of 20 sizes, some hundreds of others
+#: (pycore_freelist.h of 3.13, PyTuple_MAXFREELIST before). They fill up slowly and count as in use.
 _FREE_LISTS = 41_000
 #: Seconds. What programs load, compile or cache at first grows steadily for a while.
 _BRIEF = 60.0
