@@ -18,7 +18,7 @@ from diagtool.runtimes.golang.model import Goroutines, GoRuntime, Status
 from diagtool.runtimes.golang.pclntab import Functions
 from diagtool.runtimes.golang.unwind import Starts
 
-__all__ = ["Owners", "owners", "registers_of", "starts_of"]
+__all__ = ["Owners", "owners", "registers_of", "saved_by_kernel", "starts_of"]
 
 _SIGNAL_STACK = 64 << 10  # bytes of a signal stack that are searched; the runtime's has 32 KiB
 #: Of struct rt_sigframe behind its return address: uc_flags, uc_link, uc_stack, then sigcontext
@@ -99,13 +99,13 @@ def _on_its_stack(
     pc, sp, link = registers_of(thread)
     if lo <= sp < hi:
         return pc, sp, link
-    saved = _saved_by_kernel(runtime, functions, sp) if runtime.machine == "x86_64" else None
+    saved = saved_by_kernel(runtime, functions, sp) if runtime.machine == "x86_64" else None
     if saved is not None and lo <= saved[1] < hi:
         return saved[0], saved[1], 0
     return None
 
 
-def _saved_by_kernel(runtime: GoRuntime, functions: Functions, sp: int) -> tuple[int, int] | None:
+def saved_by_kernel(runtime: GoRuntime, functions: Functions, sp: int) -> tuple[int, int] | None:
     """(pc, sp) from the frame of a signal that lies further out on the stack that ``sp`` is on."""
     if not sp:
         return None

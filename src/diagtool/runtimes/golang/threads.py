@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from diagtool.runtimes.golang.decode import DecodedGo
-from diagtool.runtimes.golang.starts import registers_of
+from diagtool.runtimes.golang.starts import registers_of, saved_by_kernel
 from diagtool.runtimes.golang.unwind import Starts, Trie, unwind
 from diagtool.runtimes.native.stacks.model import NativeFrame, NativeStacks
 
@@ -20,6 +20,7 @@ __all__ = ["threads_in_go", "with_go_frames"]
 
 _REACH = 8 << 20  # bytes above the stack pointer in which frames may lie: a goroutine's stack may be large
 _TOP = 1 << 47
+_MOST_SIGNALS = 4  # handled one within the other
 _CALLS_C = "runtime.asmcgocall"
 
 
@@ -74,18 +75,38 @@ def threads_in_go(go: DecodedGo) -> frozenset[int]:
 
 
 def _in_go(go: DecodedGo) -> dict[int, list[NativeFrame]]:
-    threads = [t for t in go.runtime.capture.threads if registers_of(t)[0]]
-    at = np.array([registers_of(t) for t in threads], np.uint64).reshape(-1, 3)
+    """The frames of threads that stand in Go code; of one that handles a signal those from before, too."""
+    places = {t.tid: registers_of(t) for t in go.runtime.capture.threads if registers_of(t)[0]}
+    out = found = _unwound(go, places)
+    for _ in range(_MOST_SIGNALS):
+        handling = [tid for tid, frames in found.items() if frames and _handles_signal(frames[-1])]
+        saved = {tid: saved_by_kernel(go.runtime, go.functions, places[tid][1]) for tid in handling}
+        places = {tid: (*place, 0) for tid, place in saved.items() if place is not None}
+        found = _unwound(go, places)
+        if not found:
+            break
+        out = {tid: [*frames, *found.get(tid, ())] for tid, frames in out.items()}
+    return out
+
+
+def _handles_signal(outermost: NativeFrame) -> bool:
+    return outermost.function.startswith("runtime.sigtramp")
+
+
+def _unwound(go: DecodedGo, places: Mapping[int, tuple[int, int, int]]) -> dict[int, list[NativeFrame]]:
+    """Frames from (pc, sp, link register) of threads on, of those that are in Go's code."""
+    tids = list(places)
+    at = np.array([places[tid] for tid in tids], np.uint64).reshape(-1, 3)
     inside = np.flatnonzero(go.functions.contains(at[:, 0]))
     if not len(inside):
         return {}
     pc, sp, lr = (np.ascontiguousarray(at[inside, i]) for i in range(3))
     hi = np.minimum(sp + np.uint64(_REACH), np.uint64(_TOP))
     trie = unwind(go.runtime, go.functions, Starts(pc, sp, lr, sp.copy(), hi, np.ones(len(pc), np.bool_)))
-    out = {}
-    for number, i in enumerate(inside.tolist()):
-        out[threads[i].tid] = _at_node(go, int(trie.leaf[number]), int(sp[number]), trie)
-    return out
+    return {
+        tids[i]: _at_node(go, int(trie.leaf[number]), int(sp[number]), trie)
+        for number, i in enumerate(inside.tolist())
+    }
 
 
 def _at_node(go: DecodedGo, node: int, sp: int, trie: Trie | None = None) -> list[NativeFrame]:
