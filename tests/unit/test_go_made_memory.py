@@ -20,7 +20,7 @@ from diagtool.runtimes.golang.pclntab import Functions, pc_value
 from diagtool.snapshot.model import Snapshot
 from go_memory import Code, Go, Parked, encoded
 
-GOPARK, RECEIVE, WORK, SERVE, GOEXIT, PREEMPT, WRITES_SP, LEAF = range(8)
+GOPARK, RECEIVE, WORK, SERVE, GOEXIT, PREEMPT, WRITES_SP, LEAF, SIGTRAMP, SIGRETURN = range(10)
 
 
 def code(layout: layouts.Layout) -> list[Code]:
@@ -34,6 +34,8 @@ def code(layout: layouts.Layout) -> list[Code]:
         Code("runtime.asyncPreempt", 0x60, id=ids["asyncPreempt"]),
         Code("runtime.mcall", 0x10, flag=2),
         Code("main.leaf", 0),
+        Code("runtime.sigtramp", 0x30, flag=1),
+        Code("runtime.sigreturn__sigaction", 0),
     ]
 
 
@@ -145,6 +147,29 @@ def test_who_runs_has_the_registers_of_its_thread() -> None:
     assert found.thread == 77 and found.state == "running" and found.wait is None
 
 
+def test_who_handles_a_signal_is_where_it_was_before() -> None:
+    go = process([Parked(1, PARKED), Parked(2, PARKED, status=2)])
+    g = int.from_bytes(go.memory[go_memory.HEAP][8:16], "little")
+    machine, signals = go_memory.DATA + 0x2800, go_memory.DATA + 0x1000
+    go.word(machine + go.o("runtime.m", "procid"), 77)
+    go.word(g + go.o("runtime.g", "m"), machine)
+    top = int.from_bytes(go.memory[go_memory.HEAP][g + 8 - go_memory.HEAP :][:8], "little")
+    go.word(top - 0x100, go.entry(SERVE) + 0x20)
+    go.word(top - 0x100 + 8 + 0x50, go.entry(GOEXIT) + 4)
+    # struct rt_sigframe: where the handler returns to, then ucontext with gregs from 40 on; 15 is sp, 16 ip.
+    frame = signals + 0x80
+    go.word(frame, go.entry(SIGRETURN))
+    go.word(frame + 8 + 40 + 8 * 15, top - 0x100)
+    go.word(frame + 8 + 40 + 8 * 16, go.entry(LEAF) + 0x90)
+    go.threads = [CapturedThread(77, registers={"rip": go.entry(SIGTRAMP) + 8, "rsp": signals})]
+    snapshot = decode(go.capture(), frames=False)
+    expected = ["main.leaf", "main.(*server).serve[...]", "runtime.goexit"]
+    found = next(s for s in snapshot if s.address == 2 and s.kind == "goroutine")
+    assert [f.function for f in found.merged] == expected
+    thread = next(s for s in snapshot if s.kind == "thread")
+    assert [f.function for f in thread.frames] == ["runtime.sigtramp", *expected]
+
+
 def test_dead_goroutines_are_no_stacks() -> None:
     snapshot = decode(process([Parked(1, PARKED), Parked(2, PARKED, status=6)]).capture())
     assert [s.address for s in snapshot] == [1]
@@ -253,5 +278,5 @@ def test_a_function_is_found_by_its_name_and_its_addresses() -> None:
     functions = Functions(find_go(go.capture()))
     assert functions.entry("main.work") == go.entry(WORK)
     assert functions.entry("main.wor") == 0
-    inside = np.array([go.entry(WORK), go.entry(WORK) + 5, go.entry(0) - 1, go.entry(8)], np.uint64)
+    inside = np.array([go.entry(WORK), go.entry(WORK) + 5, go.entry(0) - 1, go.entry(10)], np.uint64)
     assert functions.contains(inside).tolist() == [True, True, False, False]
