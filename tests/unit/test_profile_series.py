@@ -171,6 +171,28 @@ def test_locks_that_are_held_for_moments_are_none(tmp_path: Path, count: int, se
     assert not find_leaks([waits(tmp_path, count, seconds)]).findings
 
 
+def test_contention_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = []
+    for name, count, seconds in (("old", 20, 1.0), ("new", 120, 3.0)):
+        stack = [
+            [("sync.(*Mutex).Unlock", "sync/mutex.go", 5)],
+            [("main.(*store).save", "/srv/store.go", 40)],
+        ]
+        kinds = [("contentions", "count"), ("delay", "nanoseconds")]
+        files.append(tmp_path / f"{name}.pb")
+        time = 1_700_000_000 + count
+        files[-1].write_bytes(profile(kinds, [([count, int(seconds * 1e9)], stack, {})], time=time))
+    assert main(["diff", *map(str, files)]) == 0
+    out = capsys.readouterr().out
+    assert "+100  +2 s  store.go:40 in main.(*store).save  let others wait (sync.Mutex.Lock)" in out
+    assert "20 ms each" in out
+    assert main(["diff", *map(str, files), "--format", "json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    jsonschema.validate(document, documents.schema("diff"))
+    (row,) = document["waits"]
+    assert (row["seconds"]["delta"], row["count"]["delta"], row["kind"]) == (2.0, 100, "mutex")
+
+
 @pytest.mark.parametrize("kind, said", [("mutex", "let others wait"), ("block", "waited")])
 def test_places_of_contention_are_shown_with_the_stacks(
     kind: str, said: str, capsys: pytest.CaptureFixture[str]

@@ -89,7 +89,8 @@ def command(
 
     With --sites it is shown where memory was allocated: if the program runs with tracemalloc (python3 -X
     tracemalloc, tracemalloc.start()), or `diagtool snapshot --allocations` watched it. With --type only
-    where objects of TYPE were allocated. TARGET may be what tracemalloc.Snapshot.dump() wrote, too.
+    where objects of TYPE were allocated. TARGET may be what tracemalloc.Snapshot.dump() wrote,
+    or a heap profile in pprof's format, too.
 
     A running process is stopped while its memory is copied, and runs on. A large one makes a frozen copy of
     itself instead, by one system call that is injected; --clone never forbids that.

@@ -74,6 +74,9 @@ def command(
     themselves, of /usr/lib/debug, of --debug-dir, and of a debuginfod server if DEBUGINFOD_URLS is set. Where
     there are none, library and offset stand for the function. A program without Python is shown so, too.
 
+    Of a Go service or a profile of mutexes or blocking, places are shown at which goroutines waited for each
+    other, with how long that took.
+
     A running process is stopped for milliseconds and runs on. Nothing is unwound before it does.
 
     \b

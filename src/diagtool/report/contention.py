@@ -18,7 +18,7 @@ from diagtool.report.terminal import View, place
 from diagtool.report.text import Line, cells, clean, count, cut, pad
 from diagtool.snapshot.model import Frame, Snapshot
 
-__all__ = ["LIMIT", "document", "lines"]
+__all__ = ["LIMIT", "document", "lines", "time_of", "waited"]
 
 #: Places shown; with --all every one.
 LIMIT = 10
@@ -52,8 +52,8 @@ def lines(snapshot: Snapshot, view: View) -> Iterator[Line]:
     table = [
         (
             f"{row['count']:,}",
-            _time(row["seconds"]),
-            _time(row["seconds"] / max(row["count"], 1)),
+            time_of(row["seconds"]),
+            time_of(row["seconds"] / max(row["count"], 1)),
             cut(clean(row["wait"] or "-"), 24),
         )
         for row, _ in shown
@@ -107,7 +107,12 @@ def _frame(value: Any, language: object) -> Frame | None:
     )
 
 
-def _time(seconds: float) -> str:
+def waited(kind: str) -> str:
+    """What is said of a place in a profile of this kind."""
+    return _DOES.get(kind, "waited")
+
+
+def time_of(seconds: float) -> str:
     """``6.5 ms``: with a unit in which it is one to a thousand, for waits are short."""
     for unit, one in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= one or unit == "µs":

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from diagtool.leaks.own import is_own
+from diagtool.report.contention import time_of, waited
 from diagtool.report.terminal import View, about, doing, place, warnings
 from diagtool.report.text import Line, cells, clean, count, cut, duration, size, wrap
 from diagtool.snapshot.diff import Change, Diff
@@ -75,7 +76,9 @@ def report(diff: Diff, limit: int, view: View) -> Iterator[Line]:
         if m.count.delta > 0
     ]
     yield from _section("MAPPED FILES", maps, limit, view)
-    if not any((grown, diff.holders, diff.stacks, diff.sites, maps)):
+    waits = list(_waits(diff, view))
+    yield from _section("CONTENTION", waits, limit, view)
+    if not any((grown, diff.holders, diff.stacks, diff.sites, maps, waits)):
         yield [("Nothing that was counted in these snapshots grew.", "")]
         yield []
     yield from warnings(diff.warnings, view)
@@ -145,6 +148,19 @@ def _sites(diff: Diff, view: View) -> Iterator[_Row]:
         text = f"{where} in {clean(site.function, 100)}" if site.function else where
         delta = (_signed(site.count.delta), _signed_size(site.bytes.delta))
         yield _Row(delta, text, (_course(site.bytes, True),), _style(site.bytes))
+
+
+def _waits(diff: Diff, view: View) -> Iterator[_Row]:
+    for one in diff.waits:
+        if one.seconds.delta <= 0:
+            continue
+        where = place(Frame(one.function or "", one.file, one.line), view.verbose)
+        text = f"{where} in {clean(one.function, 100)}" if one.function else where
+        text += f"  {waited(one.kind)}" + (f" ({clean(one.wait, 100)})" if one.wait else "")
+        each = one.seconds.delta / max(one.count.delta, 1)
+        note = f"{time_of(each)} each" if one.count.delta > 0 else ""
+        delta = (_signed(one.count.delta), f"+{time_of(one.seconds.delta)}")
+        yield _Row(delta, text, (note,), "")
 
 
 def _stacks(diff: Diff, view: View) -> Iterator[_Row]:

@@ -57,6 +57,18 @@ def document(diff: Diff) -> dict[str, Any]:
         "maps": [
             {"pattern": m.pattern, "count": _change(m.count), "bytes": _change(m.bytes)} for m in diff.maps
         ],
+        "waits": [
+            {
+                "kind": w.kind,
+                "wait": w.wait,
+                "file": w.file,
+                "line": w.line,
+                "function": w.function,
+                "count": _change(w.count),
+                "seconds": _change(w.seconds),
+            }
+            for w in diff.waits
+        ],
         "warnings": list(diff.warnings),
     }
 

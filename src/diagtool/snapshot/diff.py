@@ -28,6 +28,7 @@ HEAPS = (
 _LEAST_COUNT, _LEAST_BYTES = 10, 4096  # of a type: less is noise
 _LEAST_ITEMS = 10  # of a container
 _LEAST_STACKS = 3
+_LEAST_WAITED = 0.01  # seconds
 _MOST_CLUSTERS = 20_000  # looked at in one snapshot
 _MOST_FRAMES = 40  # of a stack, the innermost ones
 _MOST_ROWS = 50_000  # of a table
@@ -106,6 +107,19 @@ class SiteChange:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitChange:
+    """Waits at one place that are over, of profiles of blocking (``kind`` block) or of mutexes."""
+
+    kind: str
+    wait: str | None
+    file: str
+    line: int | None
+    function: str | None
+    count: Change
+    seconds: Change
+
+
+@dataclass(frozen=True, slots=True)
 class MapChange:
     """Mappings of files whose names have this pattern."""
 
@@ -132,6 +146,7 @@ class Diff:
     stacks: tuple[StackChange, ...] = ()
     sites: tuple[SiteChange, ...] = ()
     maps: tuple[MapChange, ...] = ()
+    waits: tuple[WaitChange, ...] = ()
     warnings: tuple[str, ...] = field(default_factory=tuple)
 
 
@@ -163,6 +178,7 @@ def diff(
         stacks=tuple(_stacks(snapshots, measure)) if stacks else (),
         sites=tuple(_sites(snapshots, measure)),
         maps=tuple(_maps(snapshots, measure)),
+        waits=tuple(_waits(snapshots, measure)),
         warnings=(*notes, *not_counted(snapshots), *dict.fromkeys(w for s in snapshots for w in s.warnings)),
     )
 
@@ -350,6 +366,24 @@ def _sites(snapshots: Sequence[Snapshot], measure: _Measure) -> list[SiteChange]
         if one.bytes.course not in ("flat", "unknown"):
             out.append(one)
     return sorted(out, key=lambda c: -c.bytes.delta)
+
+
+def _waits(snapshots: Sequence[Snapshot], measure: _Measure) -> list[WaitChange]:
+    def key(row: Row) -> tuple[str, str | None, str, int | None, str | None] | None:
+        texts = [row.get(c) for c in ("kind", "wait", "file", "function")]
+        kind, wait, file, function = (t if isinstance(t, str) else None for t in texts)
+        line = row.get("line")
+        if kind is None or not isinstance(line, (int, type(None))):
+            return None
+        return kind, wait, file or "", line, function
+
+    out = []
+    found = _table(snapshots, "contention", key, "count", "seconds")
+    for (kind, wait, file, line, function), ((counts, seconds), _) in found.items():
+        times = measure(seconds, _LEAST_WAITED)
+        if times.course not in ("flat", "unknown"):
+            out.append(WaitChange(kind, wait, file, line, function, measure(counts, 1), times))
+    return sorted(out, key=lambda c: -c.seconds.delta)
 
 
 def _maps(snapshots: Sequence[Snapshot], measure: _Measure) -> list[MapChange]:
