@@ -191,7 +191,7 @@ class AddressSpace:
             seg = self._map.at(cursor)
             if seg is None:
                 page = cursor & -PAGE
-                ahead = np.arange(page, min(end, page + _ASKED * PAGE), PAGE, dtype=np.uint64)
+                ahead = np.array(range(page, min(end, page + _ASKED * PAGE, _TOP), PAGE), dtype=np.uint64)
                 if not fault or not self._fault(ahead) or self._map.at(cursor) is None:
                     raise MemoryFault(address, size)
                 continue
