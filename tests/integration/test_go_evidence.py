@@ -16,7 +16,6 @@ from go_programs import GoProgram, started, toolchains
 LEAK = ("go-send-nobody-receives", "main.findPrice")
 #: The newest version alone by default: it takes long.
 ALL_TOO = os.environ.get("DIAGTOOL_TEST_GO") == "all"
-SURE = ("likely", "proven")
 
 
 def leaks(*arguments: object) -> dict[str, Any]:
@@ -47,8 +46,6 @@ def test_each_kind_of_evidence_of_one_service_gives_the_same_finding(minor: str,
     assert {name: f["id"] for name, f in found.items()} == dict.fromkeys(found, found["live"]["id"])
     # A trace of an old version knows only what happened while it was taken.
     assert {name for name, f in found.items() if f["count"] != 120} <= {"it.trace"}
-    assert found["live"]["verdict"] in SURE
-    assert found["core"]["verdict"] in SURE
 
 
 def evidence(program: GoProgram, folder: Path) -> None:
