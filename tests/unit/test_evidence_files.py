@@ -73,11 +73,11 @@ def test_the_standard_input_is_read_and_nothing_is_left(
     ("data", "said"),
     [
         (b"", "the standard input is empty"),
-        (b"no dump at all\n", "the standard input is not a core"),
-        (bytes(300), "the standard input is not a core"),
-        (b"goroutine 1 [", "the standard input is not a core"),
+        (b"no dump at all\n", "the standard input is no"),
+        (bytes(300), "the standard input is no"),
+        (b"goroutine 1 [", "the standard input is no"),
         (b"SQLite format 3\0" + bytes(200), "the standard input holds a .diag file"),
-        (bz2.compress(DUMP), "the standard input is not a core"),
+        (bz2.compress(DUMP), "the standard input is no"),
     ],
 )
 def test_what_can_not_be_read_is_one_sentence(
