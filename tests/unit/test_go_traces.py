@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import random
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from diagtool.ingest.gotrace.varints import Numbers, walk
 from diagtool.leaks import find_leaks
 from diagtool.leaks.model import Finding
 from diagtool.leaks.traced import TRACE_FACTS, traced
+from diagtool.report.export.chrome import chrome
 from diagtool.report.html.timeline import timeline
 from diagtool.snapshot.model import STATE, Snapshot, Stack, Target
 
@@ -447,3 +449,12 @@ def test_facts_of_traces_are_there_where_a_trace_was() -> None:
     assert told["trace.steady"] is True and told["trace.seconds"] == pytest.approx(3)
     last.tables.clear()
     assert all(traced(last, rows, name.partition(".")[2]) is None for name in TRACE_FACTS)
+
+
+def test_an_export_over_time_has_a_counter_for_each_place() -> None:
+    document = json.loads(b"".join(chrome(_service())))
+    told = {e["name"] for e in document["traceEvents"] if e["ph"] == "C"}
+    assert {"unheard of in main.wait (main.go:10)", "made by main.other (main.go:30)"} <= told
+    at = [e for e in document["traceEvents"] if e["ph"] == "C" and e["name"].startswith("unheard of")]
+    assert [e["args"]["goroutines"] for e in at[::20]] == [3, 23, 43]
+    assert any(e["ph"] == "M" and e["args"]["name"] == "goroutine 1000" for e in document["traceEvents"])

@@ -3,7 +3,8 @@
 What is known of time is little, and nothing else is drawn. A snapshot is one instant. A stack that waits has
 a slice from when it began to wait, where that is known, to the last snapshot in which it waits in the same
 place for the same thing, whether or not it was awake in between; a thread that used its processor meanwhile
-was. All others have a mark at each snapshot that they are in. Counters say how many stacks there were.
+was. All others have a mark at each snapshot that they are in. Counters say how many stacks there were; of an
+execution trace of Go, how many waited at each place all along.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from diagtool._version import __version__
 from diagtool.leaks.cluster import kind_name, state_name
 from diagtool.report.export import ExportError, names
+from diagtool.report.html.timeline import timeline
 from diagtool.report.terminal import thing
 from diagtool.report.text import clean
 from diagtool.snapshot.model import KIND, KINDS, STATE, Snapshot
@@ -28,6 +30,8 @@ __all__ = ("MOST_TRACKS", "chrome")
 
 #: Tracks that are drawn if nobody asks for another number: Perfetto is quick with as many.
 MOST_TRACKS = 2_000
+#: Counters of a picture over time.
+MOST_COUNTERS = 20
 #: Frames told of one stack, the innermost.
 MOST_FRAMES = 50
 
@@ -75,6 +79,8 @@ def chrome(snapshots: Sequence[Snapshot], most: int = MOST_TRACKS) -> Iterator[b
         events += [_event(s, pid, tid, zero) for s in track.slices]
         yield b"".join(b",\n" + _json(e) for e in events)
     for event in series.counters(zero):
+        yield b",\n" + _json(event)
+    for event in series.traced(zero):
         yield b",\n" + _json(event)
     yield b"\n]}\n"
 
@@ -135,7 +141,8 @@ class _Series:
 
     def _track(self, key: tuple[int, int, str], rows: list[tuple[int, int]]) -> _Track:
         kind, address, name = key
-        label = clean(name, 200) or f"{kind_name(kind)} {address:#x}"
+        numbered = str(address) if kind == KIND["goroutine"] else f"{address:#x}"
+        label = clean(name, 200) or f"{kind_name(kind)} {numbered}"
         track = _Track(kind, address, label, [])
         before = -1
         for number, row in rows:
@@ -198,6 +205,18 @@ class _Series:
                     "ts": _microseconds(at - zero),
                     "args": values,
                 }
+
+    def traced(self, zero: float) -> Iterator[dict[str, Any]]:
+        """Of an execution trace of Go: how many goroutines waited at each place, a counter for each."""
+        told = timeline(self.snapshots[-1], MOST_COUNTERS)
+        if told is None:
+            return
+        begin = self.times[-1] - told["seconds"]
+        for line in (line for picture in told["pictures"] for line in picture["lines"]):
+            for seconds, number in line["points"]:
+                at = _microseconds(begin + seconds - zero)
+                name = {"name": line["name"], "pid": self.pid, "ts": at}
+                yield {"ph": "C", **name, "args": {"goroutines": number}}
 
 
 class _Frames:
