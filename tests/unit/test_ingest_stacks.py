@@ -376,13 +376,13 @@ def test_what_is_cut_off_or_damaged_is_read_or_refused_in_a_sentence(name: str, 
 @pytest.mark.parametrize(
     "text",
     [
-        "Thread 0x1 (most recent call first):\n" + '  File "f", line 1 in g\n' * 120_000,
+        "Thread 0x1 (most recent call first):\n" + '  File "f", line 1 in g\n' * 30_000,
         "Thread 0x" + "f" * 300 + " (most recent call first):\n" + '  File "f", line ' + "9" * 5000 + " in g",
-        'Thread 1 (idle): "' + "x" * 100_000 + '"\n' + "    f (x.py:1)\n" + "(" * 50_000,
+        'Thread 1 (idle): "' + "x" * 100_000 + '"\n' + "    f (x.py:1)\n" + "(" * 20_000,
         "Thread 1 (LWP 2):\n#0 " + "a(" * 30_000 + "\n",
         "Thread " * 50_000 + '\n  File "f", line 1, in g\n',
         '[{"pid": 1, "thread_id": 1, "thread_name": ' + "[" * 100_000,
-        "└── (T) a\n" + "    └──  f /x.py:1\n" * 50_000,
+        "└── (T) a\n" + "    └──  f /x.py:1\n" * 20_000,
         "tid task id task name coroutine stack awaiter chain awaiter name awaiter id\n1 0x1 "
         + " -> " * 20_000
         + "0x2\n",
