@@ -163,7 +163,7 @@ class Client:
             return NoSuchTarget(f"nobody listens at {urlsplit(shown).netloc}", _RUNNING)
         if type(reason).__name__ == "SSLCertVerificationError":
             said = getattr(reason, "verify_message", "") or str(reason)
-            hint = "SSL_CERT_FILE=FILE names certificates that are trusted besides those of the system."
+            hint = "SSL_CERT_FILE=FILE names the certificates to trust."
             return NotPermitted(f"the certificate of {urlsplit(shown).netloc} is not trusted: {said}", hint)
         said = str(reason).strip() or type(reason).__name__
         return BadEvidence(f"{shown} gives no answer that can be read: {said[:300]}", _RUNNING)
@@ -197,10 +197,10 @@ class _Whole:
     def read(self, size: int) -> bytes:
         data: bytes = self.answer.read(size)
         self.size += len(data)
-        if data or not size:
-            return data
         if self.watch.ended.is_set():
             raise _late(self.shown, self.seconds)
+        if data or not size:
+            return data
         told = self.answer.headers.get("Content-Length", "")
         if told.isdecimal() and len(told) < 19 and int(told) > self.size:
             raise BadEvidence(f"{self.shown} broke off its answer after {self.size:,} bytes", _RUNNING)
@@ -242,7 +242,7 @@ class _Watched(http.client.HTTPConnection):
 
     def connect(self) -> None:
         super().connect()
-        self.watch.sockets.append(self.sock.dup())
+        self.watch.add(self.sock.dup())
 
 
 # The connection below TLS is the watched one: its connect() is what HTTPSConnection calls.
@@ -276,6 +276,12 @@ class _Watch:
         self.ended = threading.Event()
         self._timer = threading.Timer(seconds, self._end)
         self._timer.daemon = True
+
+    def add(self, sock: socket.socket) -> None:
+        """Know a socket of a connection; it is ended at once where the time is over already."""
+        self.sockets.append(sock)
+        if self.ended.is_set():
+            self._end()
 
     def of(self, kind: type[_Watched]) -> Callable[..., http.client.HTTPConnection]:
         def made(host: str, **how: Any) -> http.client.HTTPConnection:
