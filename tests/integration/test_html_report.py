@@ -12,6 +12,7 @@ import pytest
 
 import diagtool
 from browser import AXE, Browser, started
+from diagtool.ingest import read_evidence
 from diagtool.report.html import page
 from diagtool.report.sources import Sources
 from diagtool.snapshot.model import Snapshot
@@ -170,3 +171,23 @@ def test_axe_finds_nothing(browser: Browser, starved: Snapshot, tmp_path: Path, 
         "(v) => [v.id, v.help, v.nodes.slice(0, 3).map((n) => n.html.slice(0, 200) + n.failureSummary)])))"
     )
     assert found == []
+
+
+def test_a_trace_of_go_has_a_picture_over_time(browser: Browser, tmp_path: Path) -> None:
+    trace = Path(__file__).parents[1] / "data" / "go" / "1.27" / "trace-leak.gz"
+    browser.open(_written(tmp_path, "trace", *read_evidence(trace)))
+    lines = "document.querySelectorAll('#timeline .mark-line path')"
+    assert browser.run(f"return {lines}.length") >= 3
+    summary = browser.find("#timeline details summary")
+    summary.send_keys(" ")
+    browser.wait("document.querySelectorAll('#timeline details[open] tbody tr').length > 12")
+    assert "main.backend" in browser.text("#timeline details[open] thead")
+    assert "1.3" in browser.text("#timeline")
+    if AXE.exists():
+        browser.run(AXE.read_text("utf-8"))
+        found = browser.driver.execute_async_script(
+            "const done = arguments[0]; "
+            "axe.run('#timeline').then((r) => done(r.violations.map((v) => v.help)))"
+        )
+        assert found == []
+    assert browser.complaints() == []
