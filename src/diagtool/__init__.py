@@ -27,6 +27,7 @@ from diagtool._version import __version__
 if TYPE_CHECKING:
     from diagtool.api import capture, find_leaks, load, load_series, snapshot
     from diagtool.capture.errors import NoSuchTarget, NotPermitted, NotSupported, TargetError
+    from diagtool.ingest.service import Asking
     from diagtool.leaks.model import Cluster, Finding, Report
     from diagtool.leaks.series import SeriesError
     from diagtool.leaks.template import TemplateError
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     **dict.fromkeys(("find_leaks", "load", "load_series"), "diagtool.api"),
     **dict.fromkeys(("export", "save", "sql", "to_dict"), "diagtool.results"),
+    "Asking": "diagtool.ingest.service",
     "guard": "diagtool.probes.guard",
     **dict.fromkeys(("Frame", "Snapshot", "Stack", "Target", "Thing"), "diagtool.snapshot.model"),
     **dict.fromkeys(("Cluster", "Finding", "Report"), "diagtool.leaks.model"),
@@ -55,6 +57,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Asking",
     "BadQuery",
     "Cluster",
     "ExportError",
