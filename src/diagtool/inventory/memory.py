@@ -253,6 +253,8 @@ def _inside(tables: dict[str, list[Row]]) -> dict[str, Row]:
     for row in tables.get("malloc", ())[:1]:
         out["glibc heap"] = {name: row.get(name) for name in ("used", "free", "how")}
         out["glibc mapped blocks"] = {"used": row.get("mapped_bytes"), "free": 0, "how": "exact"}
+    for row in tables.get("go_heap", ())[:1]:
+        out["Go heap"] = {"used": row.get("used"), "free": row.get("free"), "how": "exact"}
     for row in tables.get("python_arenas", ())[:1]:
         out["Python objects"] = {"used": row.get("used"), "free": row.get("free"), "how": "exact"}
     return out

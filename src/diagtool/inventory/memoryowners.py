@@ -41,6 +41,8 @@ NOTES = {
     ENDED_STACKS: "glibc keeps up to 40 MiB of them for new threads",
     RESERVED: "addresses without memory: guard pages, what arenas may grow into",
     UNKNOWN: "mmap() by nobody that diagtool knows",
+    "Go heap, free pages": "kept for later, or given back already where nothing of it is resident",
+    "Go stacks": "of goroutines, and what the runtime itself keeps in spans",
     BREAK: "the heap that brk(2) grows, of another allocator or of none",
     CODE: "executable memory without a file: just-in-time compilers, libffi's closures",
     "jemalloc": _EXCLUDED,

@@ -8,6 +8,7 @@ from diagtool.runtimes.cpython.heap.arenas import add_arenas
 from diagtool.runtimes.cpython.heap.datastacks import claim_data_stacks
 from diagtool.runtimes.cpython.runtime import find_runtime
 from diagtool.runtimes.describe import describe
+from diagtool.runtimes.golang.heap.tables import add_go_heap
 from diagtool.runtimes.memory import add_process_memory
 from diagtool.runtimes.native.malloc import add_malloc
 from diagtool.snapshot.model import Snapshot
@@ -16,7 +17,9 @@ __all__ = ["add_owners", "outline"]
 
 
 def add_owners(capture: Capture, snapshot: Snapshot) -> None:
-    """The tables ``python_arenas``, ``malloc``, ``malloc_arenas``, ``allocators`` and ``thread_stacks``.
+    """The tables ``python_arenas``, ``malloc``, ``malloc_arenas``, ``allocators``, ``thread_stacks`` and
+    those of
+    Go's heap.
 
     What they are about is said to ``capture.claims``, too. It reads little memory, whatever the size of the
     process, some of it after the stop: figures, not facts that a verdict needs of one instant.
@@ -26,6 +29,7 @@ def add_owners(capture: Capture, snapshot: Snapshot) -> None:
         add_arenas(capture, snapshot)
         add_malloc(capture, snapshot.tables)
         claim_data_stacks(capture)
+        add_go_heap(capture, snapshot)
     capture.late_pages = late
 
 
