@@ -17,7 +17,7 @@ from diagtool.leaks.circles import circle_of, in_words
 from diagtool.leaks.cluster import Clusters, things_of
 from diagtool.leaks.condition import Condition
 from diagtool.leaks.crossings import callback_of, merged_frames, team_of, team_threads
-from diagtool.leaks.goroutines import attended, passers
+from diagtool.leaks.goroutines import at_work, attended, passers
 from diagtool.leaks.near import NearClusters
 from diagtool.leaks.own import is_own
 from diagtool.leaks.owners import cycles, owners
@@ -90,6 +90,10 @@ class Facts:
 
     def stacks_that(self, condition: Condition, rows: Rows) -> NDArray[np.bool_]:
         """For which of ``rows`` a condition on a stack holds. Whole columns where they are plain."""
+        if condition.path == "wait" and not condition.other:  # there are few
+            waits = self.snapshot.waits
+            told = np.array([condition.holds(lambda _, w=w: w) for w in waits], np.bool_)  # type: ignore[misc]
+            return np.asarray(told[self.snapshot.stacks.wait[rows]], np.bool_)
         column = self._column(condition.path)
         orders = _ORDERS if column is not None and column[0].dtype.kind == "f" else {}
         if column is None or condition.other or condition.operator not in ("==", "!=", *orders):
@@ -105,6 +109,10 @@ class Facts:
 
     def _column(self, path: str) -> tuple[NDArray[Any], NDArray[np.bool_]] | None:
         """(values, where they are unknown) of a fact that is a column; None for the others."""
+        if path == "deadlocked":
+            flags = np.zeros(len(self.snapshot.stacks), np.bool_)
+            flags[[row for row in self.deadlocked if row < len(flags)]] = True
+            return flags, np.zeros(len(flags), np.bool_)
         if path in ("stuck", "awaited", "attended"):
             flags = getattr(self, path if path == "stuck" else f"_{path}")
             return flags, np.zeros(len(flags), np.bool_)
@@ -335,6 +343,8 @@ class Facts:
             return self._worker_fact(rows, rest)
         if head == "trace":
             return traced(self.snapshot, rows, rest)
+        if path == "process.awake":
+            return at_work(self.snapshot, self.frames)
         if path == "process.executors":
             return len(self._workers)
         if path == "process.loops":

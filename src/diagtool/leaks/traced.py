@@ -26,12 +26,13 @@ def traced(snapshot: Snapshot, rows: NDArray[np.intp], what: str) -> Any:
     before. ``left_share`` and ``ended_share``: of those that arrived there, of those that were created.
     """
     s = snapshot.stacks
-    pairs = np.unique(np.stack([s.trace[rows], s.wait[rows]]), axis=1).T.tolist()
-    wanted = {(trace, snapshot.waits[wait]) for trace, wait in pairs}
+    table = snapshot.tables.get("go_trace_clusters", ())
+    if not table:
+        return None
+    pairs = np.unique(s.trace[rows].astype(np.int64) << 32 | s.wait[rows]).tolist()
+    wanted = {(pair >> 32, snapshot.waits[pair & 0xFFFFFFFF]) for pair in pairs}
     found = [
-        r
-        for r in snapshot.tables.get("go_trace_clusters", ())
-        if isinstance(r, dict) and _hashable(r) and (r.get("trace"), r.get("wait")) in wanted
+        r for r in table if isinstance(r, dict) and _hashable(r) and (r.get("trace"), r.get("wait")) in wanted
     ]
     if not found:
         return None
