@@ -262,6 +262,13 @@ for _name in PROFILES:
     _profile(_name)
 
 
+@evidence("profiles-healthy.pb.gz")
+def _healthy(minor: str, path: Path) -> None:
+    index = "http://{}/debug/pprof/goroutine"
+    with program(minor, "profiles", "healthy") as p, urlopen(index.format(p.words[0]), timeout=60) as answer:
+        path.write_bytes(answer.read())
+
+
 # --- execution traces --------------------------------------------------------------------------------------
 
 

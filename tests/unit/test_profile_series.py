@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from made_profiles import goroutines, profile, recorded, waiting
+from made_profiles import MINORS, goroutines, profile, recorded, waiting
 
 from diagtool.cli import main
 from diagtool.ingest import read_evidence
@@ -74,6 +74,13 @@ def test_a_report_of_profiles_fits_its_schema_and_says_nothing_of_the_same(tmp_p
     document = json.loads(documents.dumps(documents.leaks(find_leaks(taken(tmp_path, [40, 80], 60)))))
     jsonschema.validate(document, documents.schema("leaks"))
     assert document["findings"][0]["trend"]["persisted"] is None
+
+
+@pytest.mark.parametrize("minor", MINORS)
+def test_a_healthy_service_is_silent_alone_and_in_a_series(minor: str) -> None:
+    (one,), (other,) = (read_evidence(recorded(minor, "healthy.pb.gz")) for _ in range(2))
+    assert len(one.stacks) > 5
+    assert not find_leaks([one]).findings and not find_leaks([one, other, one]).findings
 
 
 @pytest.mark.parametrize("minor", ["1.19", "1.27"])
