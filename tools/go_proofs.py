@@ -251,14 +251,14 @@ def page(rows: list[dict[str, object]], repeat: int) -> str:
         "",
         "The runtime's own tests of its profile of leaked goroutines: 85 programs, of which some leak by",
         f"chance only, built by each version and run {repeat} times each. A program stops where it would ask",
-        "the runtime; diagtool looks at its memory; then the runtime is asked, three times, where the version",
-        "can say it (1.26, 1.27). What it finds more may have got stuck meanwhile (*missed*).",
+        "the runtime; diagtool looks at its memory; then the runtime is asked, three times, where the",
+        "version can say it (1.26, 1.27). What it finds more may have got stuck meanwhile (*missed*).",
         "",
         f"| {' | '.join(COLUMNS)} |",
         "|---|---|" + "---:|" * (len(COLUMNS) - 2),
     ]
     for row in rows:
-        values = [row[c] for c in COLUMNS.values()]
+        values = [row.get(c) for c in COLUMNS.values()]
         cells = ["-" if v is None else f"{v:,}" if isinstance(v, int) else str(v) for v in values]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
