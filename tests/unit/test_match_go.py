@@ -117,7 +117,13 @@ def test_what_stays_and_grows_is_likely(template: str, build: Build) -> None:
 
 @pytest.mark.parametrize(("template", "build"), GROWS, ids=IDS)
 def test_what_stays_as_it_is_is_never_likely(template: str, build: Build) -> None:
-    assert [f.verdict for f in findings(build, 50, 50) if f.verdict != "suspect"] == []
+    """While there is somebody at work in the program, who may still do something for them."""
+
+    def and_one_at_work(p: Program, count: int) -> None:
+        build(p, count)
+        p.go(1, "IO wait", f"{READ} main.fetch", goid=99)
+
+    assert [f.verdict for f in findings(and_one_at_work, 50, 50) if f.verdict != "suspect"] == []
 
 
 @pytest.mark.parametrize(
@@ -294,6 +300,23 @@ HEALTHY = [
     main_that_waits_for_ever,
     who_sends_is_served,
 ]
+
+
+def test_a_lock_is_likely_lost_where_the_whole_program_stands_still() -> None:
+    """From two dumps in which nothing happened; one goroutine that is awake elsewhere may have the lock."""
+
+    def still(p: Program, count: int) -> None:
+        p.go(2, "sync.Mutex.Lock", f"{LOCK} main.(*pair).one")
+        p.go(2, "sync.Mutex.Lock", f"{LOCK} main.(*pair).two")
+        p.go(9, "IO wait", f"{READ} net/http.(*connReader).Read net/http.(*conn).serve")
+        p.go(5, "select", "main.(*worker).run")
+
+    def at_work(p: Program, count: int) -> None:
+        still(p, count)
+        p.go(1, "IO wait", f"{READ} main.fetch")
+
+    assert [f.verdict for f in findings(still, 1, 1)] == ["likely", "likely"]
+    assert [f.verdict for f in findings(at_work, 1, 1)] == ["suspect", "suspect"]
 
 
 @pytest.mark.parametrize("build", HEALTHY, ids=lambda build: str(build.__name__))

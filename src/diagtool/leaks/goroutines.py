@@ -13,7 +13,7 @@ from diagtool.leaks.own import is_own
 from diagtool.leaks.pattern import FrameIndex
 from diagtool.snapshot.model import KIND, STATE, Snapshot
 
-__all__ = ["attended", "passers"]
+__all__ = ["at_work", "attended", "passers"]
 
 #: Waits that end by themselves, or by somebody outside of the process.
 _AWAKE = frozenset({"IO wait", "sleep", "syscall", "cgo call", "waiting for cgo callback"})
@@ -29,6 +29,18 @@ def awake(snapshot: Snapshot) -> NDArray[np.bool_]:
     waits = np.array([w in _AWAKE for w in snapshot.waits], np.bool_)
     on = np.isin(s.state, (STATE["running"], STATE["ready"])) | waits[s.wait]
     return np.asarray(on & (s.kind == KIND["goroutine"]), np.bool_)
+
+
+def at_work(snapshot: Snapshot, frames: FrameIndex) -> int:
+    """How many goroutines are awake in the program's own code, but for who takes the dump.
+
+    Of those that run in a dump the one that takes it can't be told from others: one is left out.
+    """
+    s = snapshot.stacks
+    own = np.array([is_own(f) for f in snapshot.traces.frames] + [False], np.bool_)
+    on = awake(snapshot) & frames.spread(own)[s.trace]
+    runs = bool((on & (s.state == STATE["running"])).any())
+    return int(on.sum()) - runs
 
 
 def attended(snapshot: Snapshot, frames: FrameIndex) -> NDArray[np.bool_]:

@@ -24,7 +24,7 @@ STACK_FACTS = (
 GROUP_FACTS = (
     *"count things owners loops peers passers circle callback_of team_of team.threads executors".split(),
     *"workers.count workers.busy workers.stuck workers.io workers.here workers.queued".split(),
-    *"process.loops process.executors process.free_threads loop.overdue".split(),
+    *"process.loops process.executors process.free_threads process.awake loop.overdue".split(),
     *TRACE_FACTS,
 )
 #: Facts over several snapshots, for ``series`` conditions.
