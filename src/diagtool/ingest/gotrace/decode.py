@@ -13,7 +13,7 @@ from diagtool.ingest.gotrace.varints import Numbers, Places, walk
 __all__ = ["GROUP", "decode", "groups"]
 
 #: Bytes of events that are decoded together: about twenty times as many are needed meanwhile.
-GROUP = 8 << 20
+GROUP = 1 << 20
 
 _NO_PLACES = np.zeros(0, np.int32)
 

@@ -60,7 +60,7 @@ MAX_TRIES = 2_000
 #: Events in a row that tell that these are events.
 _ENOUGH = 64
 #: Bytes that are looked at together when the file is gone over for the first time.
-_CHUNK = 8 << 20
+_CHUNK = 1 << 20
 
 _STATE = np.full(256, NONE, np.uint8)
 _STATE[list(REASONS)] = WAITING

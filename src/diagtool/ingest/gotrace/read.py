@@ -28,7 +28,7 @@ _NEW = (22, 23, 25, 26)
 
 #: Steps that are kept until the end of their generation. More are settled before: the states at the end stay
 #: right, some waits in between are not counted.
-MAX_STEPS = 2_000_000
+MAX_STEPS = 1_000_000
 
 #: Seconds of a trace from which on it is a series in itself.
 LONG_ENOUGH = 1.0

@@ -1,8 +1,8 @@
 """LEB128 numbers in bulk, and the chain of events that are made of them.
 
 An event is a byte for its type and some numbers; how many bytes it has is known only by walking over it. So
-for every byte it is computed, with numpy, where the next event would begin if one began there, and then
-eight events are skipped at a time from the first one on.
+for every byte it is computed, with numpy, where the next event would begin if one began there, and then where
+the second one would, the fourth … Then 16 events are skipped at a time from the first one on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ __all__ = ["Numbers", "number", "walk"]
 Bytes = NDArray[np.uint8]
 Places = NDArray[np.int32]
 
+#: So many times the skip is doubled: 2**LEVELS events are skipped at once.
+LEVELS = 4
 #: Bytes of the longest number: 64 bits in sevens.
 LONGEST = 10
 
@@ -76,19 +78,20 @@ def _chain(following: Places, first: int) -> Places:
     ``following[p] > p``, and the last entry is itself: there it ends.
     """
     end = len(following) - 1
-    two = following[following]
-    four = two[two]
-    eight = array("i", four[four].tobytes())
+    jumps = [following]  # one event on, two, four …
+    while len(jumps) < LEVELS:
+        jumps.append(jumps[-1][jumps[-1]])
+    far = array("i", jumps[-1][jumps[-1]].tobytes())
     at, steps = first, array("i")
     add = steps.append
     while at < end:
         add(at)
-        at = eight[at]
-    starts = np.frombuffer(steps, np.int32) if steps else np.zeros(0, np.int32)
-    step = following[starts]
-    first_four = np.stack([starts, step, two[starts], two[step]], axis=1)
-    out: Places = np.concatenate([first_four, four[first_four]], axis=1).reshape(-1)
-    return out[out < end]
+        at = far[at]
+    out: Places = (np.frombuffer(steps, np.int32) if steps else np.zeros(0, np.int32))[:, np.newaxis]
+    for jump in reversed(jumps):
+        out = np.stack([out, jump[out]], axis=2).reshape(len(out), 2 * out.shape[1])
+    out = out.reshape(-1)
+    return np.asarray(out[out < end], np.int32)
 
 
 def number(data: bytes | memoryview, at: int) -> tuple[int, int]:
