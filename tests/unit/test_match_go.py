@@ -319,6 +319,20 @@ def test_a_lock_is_likely_lost_where_the_whole_program_stands_still() -> None:
     assert [f.verdict for f in findings(at_work, 1, 1)] == ["suspect", "suspect"]
 
 
+def test_of_a_process_looked_at_from_outside_who_runs_is_at_work() -> None:
+    """In a dump it is who takes it."""
+    verdicts = []
+    for kind in ("evidence", "live"):
+        snapshots = []
+        for at in range(2):
+            program = Program(1000.0 + 30.0 * at)
+            program.go(2, "sync.Mutex.Lock", f"{LOCK} main.(*pair).one")
+            snapshots.append(program.build())
+            snapshots[-1].target.kind = kind
+        verdicts += [f.verdict for f in find_leaks(snapshots).findings]
+    assert verdicts == ["likely", "suspect"]
+
+
 @pytest.mark.parametrize("build", HEALTHY, ids=lambda build: str(build.__name__))
 def test_nothing_is_said_of_healthy_programs_from_two_dumps(build: Build) -> None:
     assert findings(build, 40, 90) == ()

@@ -34,13 +34,14 @@ def awake(snapshot: Snapshot) -> NDArray[np.bool_]:
 def at_work(snapshot: Snapshot, frames: FrameIndex) -> int:
     """How many goroutines are awake in the program's own code, but for who takes the dump.
 
-    Of those that run in a dump the one that takes it can't be told from others: one is left out.
+    Of those that run in a dump the one that takes it can't be told from others: one is left out. A process
+    that is looked at from outside has none.
     """
     s = snapshot.stacks
     own = np.array([is_own(f) for f in snapshot.traces.frames] + [False], np.bool_)
     on = awake(snapshot) & frames.spread(own)[s.trace]
-    runs = bool((on & (s.state == STATE["running"])).any())
-    return int(on.sum()) - runs
+    taken_inside = snapshot.target.kind == "evidence" and bool((on & (s.state == STATE["running"])).any())
+    return int(on.sum()) - taken_inside
 
 
 def attended(snapshot: Snapshot, frames: FrameIndex) -> NDArray[np.bool_]:
