@@ -27,6 +27,18 @@ def stuck(snapshot: Snapshot) -> dict[int, tuple[str | None, str]]:
     return {s.address: (s.wait, s.frames[-1].function) for s in snapshot if s.kind == "goroutine" and s.stuck}
 
 
+def looked(program: GoProgram, folder: Path | None = None) -> Snapshot:
+    """A look (at a core in ``folder``) in which no thread was at work by chance, in a few tries.
+
+    Such a thread would hold on to what it has in hand.
+    """
+    for _ in range(6):
+        snapshot = look(program.pid if folder is None else program.gcore(folder))
+        if not snapshot.tables["go_judgement"][0]["why_not"] and len(stuck(snapshot)) >= 30:
+            break
+    return snapshot
+
+
 def marked_by_runtime(program: GoProgram, folder: Path) -> set[int]:
     """Numbers of goroutines of which the runtime says that they leaked, asked twice: a collection beside a
     program that runs keeps what it touches."""
@@ -55,14 +67,13 @@ STUCK = {
 @pytest.mark.parametrize("minor", toolchains())
 def test_each_kind_of_wait_is_proven_as_the_runtime_proves_it(minor: str, tmp_path: Path) -> None:
     with started("proof", minor, "stuck", "3", experiment=KNOWS.get(minor, "")) as program:
-        snapshot = look(program.pid)
-        core = look(program.gcore(tmp_path))
+        snapshot = looked(program)
+        core = looked(program, tmp_path)
         theirs = marked_by_runtime(program, tmp_path) if minor in KNOWS else None
     for seen in (snapshot, core):
         found = stuck(seen)
         assert not seen.tables["go_judgement"][0]["why_not"]
         assert seen.target.details["exact"]
-        # A thread that was just at work may hold on to what it had in hand, never the other way round.
         assert set(found.values()) >= STUCK and len(found) >= 30
         if theirs is not None:
             assert set(found) <= theirs
@@ -71,16 +82,19 @@ def test_each_kind_of_wait_is_proven_as_the_runtime_proves_it(minor: str, tmp_pa
 @pytest.mark.parametrize("minor", toolchains())
 def test_nothing_is_proven_of_programs_in_which_all_can_be_woken(minor: str) -> None:
     with started("proof", minor, "healthy", "all", "3") as program:
-        snapshot = look(program.pid)
-    judged = snapshot.tables["go_judgement"][0]
+        for _ in range(6):
+            snapshot = look(program.pid)
+            judged = snapshot.tables["go_judgement"][0]
+            assert stuck(snapshot) == {}
+            if not judged["why_not"]:
+                break
     assert judged["judged"] > 100 and not judged["why_not"]
-    assert stuck(snapshot) == {}
 
 
 @pytest.mark.parametrize("minor", toolchains() if ALL_OF_THEM else ["1.27"])
 def test_nothing_is_proven_of_a_service_under_load(minor: str) -> None:
-    with started("proof", minor, "busy", "2") as program:
-        for number in range(2):
+    with started("proof", minor, "busy", "4") as program:
+        for number in range(4):
             assert stuck(look(program.pid, "auto" if number % 2 else "never")) == {}
         assert program.process.poll() is None
 
@@ -102,7 +116,10 @@ def test_a_heap_that_was_not_copied_is_no_ground_for_a_proof(minor: str) -> None
 @pytest.mark.parametrize("minor", toolchains() if ALL_OF_THEM else ["1.19"])
 def test_a_heap_of_lists_trees_and_maps_is_marked(minor: str) -> None:
     with started("proof", minor, "heap", "24") as program:
-        snapshot = look(program.pid, "always")
+        for _ in range(6):
+            snapshot = look(program.pid, "auto")
+            if stuck(snapshot):
+                break
     assert [wait for wait, _ in stuck(snapshot).values()] == ["chan receive"]
     assert snapshot.tables["go_judgement"][0]["pointers"] > 100_000
 
