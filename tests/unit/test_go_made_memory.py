@@ -203,6 +203,17 @@ def test_deep_stacks_are_cut_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     assert any("outermost frames" in w for w in snapshot.warnings)
 
 
+def test_of_very_many_long_stacks_some_frames_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diagtool.runtimes.golang import decode as decoding
+
+    monkeypatch.setattr(decoding, "_MOST_KIND_FRAMES", 4)
+    monkeypatch.setattr(decoding, "_FEWER_FRAMES", 2)
+    go = process([Parked(1, PARKED), Parked(2, PARKED[1:])])
+    snapshot = decode(go.capture())
+    assert sorted(len(names(snapshot, goid)) for goid in (1, 2)) == [2, 5]  # one of them whole
+    assert any("only 2 frames are kept" in w for w in snapshot.warnings)
+
+
 def test_a_list_of_absurd_length_is_damaged() -> None:
     go = process([Parked(1, PARKED)])
     runtime = find_go(go.capture())

@@ -24,6 +24,8 @@ from diagtool.snapshot.model import KIND, Frame, SnapshotBuilder
 __all__ = ["DecodedGo", "add_goroutines", "read_go"]
 
 _MOST_LABELS = 2_000_000  # rows
+_MOST_KIND_FRAMES = 300_000  # frames of all stacks that differ; then fewer of each are kept
+_FEWER_FRAMES = 100
 _MAIN = 1  # goid of the goroutine that runs main
 
 
@@ -164,15 +166,24 @@ class _Frames:
     def __init__(self, go: DecodedGo) -> None:
         self._go = go
         self._made: dict[int, list[Frame]] = {}
+        self._left = _MOST_KIND_FRAMES
+        self._short = False
 
     def of(self, row: int) -> list[Frame]:
         """The frames of a row of the runtime's table, innermost first, without what tracebacks leave out."""
         trie = self._go.trie
         out: list[Frame] = []
         node = int(trie.leaf[row])
-        while node:
+        while node and (self._left > 0 or len(out) < _FEWER_FRAMES):
             out += self._at(trie.place[node])
             node = trie.parent[node]
+            self._left -= 1
+        if node and not self._short:
+            self._short = True
+            self._go.runtime.warnings.append(
+                f"so many goroutines have long stacks of their own that of some "
+                f"only {_FEWER_FRAMES} frames are kept"
+            )
         return out
 
     def _at(self, place: int) -> list[Frame]:

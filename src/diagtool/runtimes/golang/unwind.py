@@ -22,6 +22,9 @@ __all__ = ["MOST_FRAMES", "Starts", "Trie", "unwind"]
 
 MOST_FRAMES = 4096  # of one goroutine; what lies further out is left out
 
+#: Frames of all goroutines together: 20 of a million of them.
+_MOST_PLACES = 20_000_000
+
 _Ints = NDArray[np.int64]
 _UNKNOWN, _TOP, _STUCK = -1, -2, -3  # frame sizes that are none: no function; outermost; can't be unwound
 _SIGNAL_FRAME = 16  # bytes on arm64 where a call was injected: the link register, aligned
@@ -106,7 +109,9 @@ def unwind(runtime: GoRuntime, functions: Functions, starts: Starts, most: int =
     steps: list[tuple[_Ints, U64]] = []
     rows = np.flatnonzero(starts.pc != 0).astype(np.int64)
     pc, sp, lr, exact = starts.pc[rows], starts.sp[rows], starts.lr[rows], starts.exact[rows]
-    while len(rows) and len(steps) < most:
+    places = 0
+    while len(rows) and len(steps) < most and places < _MOST_PLACES:
+        places += len(rows)
         size, entry, injected = known.of(pc)
         first = not steps
         if first:
@@ -154,25 +159,24 @@ def _return_addresses(
 
 
 def _trie(count: int, steps: list[tuple[_Ints, U64]], cut: NDArray[np.bool_]) -> Trie:
-    """Nodes from the outermost places inward."""
+    """Nodes from the outermost places inward, those at the same distance from the outermost together."""
     every = np.unique(np.concatenate([p for _, p in steps])) if steps else np.zeros(0, np.uint64)
+    depth = np.zeros(count, np.int64)
+    for rows, _ in steps:
+        depth[rows] += 1
+    first = np.cumsum(depth) - depth
+    number = np.zeros(int(depth.sum()), np.int32)  # of places, each stack from its outermost on
+    for step, (rows, place) in enumerate(steps):
+        number[first[rows] + depth[rows] - 1 - step] = np.searchsorted(every, place)
     node = np.zeros(count, np.int64)
     parents, places = [0], [0]
-    numbers: dict[tuple[int, int], int] = {}
+    rows = np.argsort(-depth, kind="stable")
     texts = every.tolist()
-    for rows, place in reversed(steps):
-        if not len(rows):
-            continue
-        key = node[rows] << 32 | np.searchsorted(every, place).astype(np.int64)
+    for level in range(int(depth.max(initial=0))):
+        rows = rows[: int(np.searchsorted(-depth[rows], -level))]
+        key = node[rows] << 32 | number[first[rows] + level]
         distinct, inverse = np.unique(key, return_inverse=True)
-        made = np.empty(len(distinct), np.int64)
-        for i, both in enumerate(distinct.tolist()):
-            pair = both >> 32, both & 0xFFFFFFFF
-            number = numbers.get(pair)
-            if number is None:
-                number = numbers[pair] = len(parents)
-                parents.append(pair[0])
-                places.append(texts[pair[1]])
-            made[i] = number
-        node[rows] = made[inverse]
+        node[rows] = inverse + len(parents)
+        parents += (distinct >> 32).tolist()
+        places += [texts[i] for i in (distinct & 0xFFFFFFFF).tolist()]
     return Trie(parents, places, node, cut)
