@@ -25,6 +25,7 @@ from pathlib import Path
 from common import BIN, ROOT, Row, Table, gap_ms, interpreter, run, target
 from go_core import go_core
 from go_text import go_dumps
+from go_traces import go_traces
 from heap_stop import heap_stop
 from memory import memory
 from native_heap import native_heap
@@ -183,6 +184,7 @@ PARTS: dict[str, Callable[[int], Iterator[Table]]] = {
     "start": start_up,
     "go-core": go_core,
     "go-dumps": go_dumps,
+    "go-traces": go_traces,
     "heap-stop": heap_stop,
     "memory": memory,
     "native-heap": native_heap,
