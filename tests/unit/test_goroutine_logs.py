@@ -73,6 +73,23 @@ def test_a_dump_cut_off_within_a_line_is_read_as_far_as_it_goes(cut: str) -> Non
     assert whole - 1 <= len(parser.columns.goid) <= whole + 1
 
 
+def test_a_dump_that_ends_within_a_goroutine_says_so_and_a_whole_one_does_not() -> None:
+    whole = "goroutine 1 [chan receive]:\nmain.f(0x1)\n\t/a/b.go:12 +0x1\ncreated by main.g\n\t/a/b.go:3 +0x1"
+    said = {size: parsed(whole[:size]).cut for size in range(len(whole) + 1)}
+    ends = {whole.index(" +0x1"), whole.index("\ncreated")}
+    assert not any(said[size] for size in ends) and not said[len(whole)]
+    assert (
+        said[14]
+        and said[whole.index("f(")]
+        and said[whole.index("b.go")]
+        and said[whole.index("\n\t/a/b.go:3")]
+    )
+    for behind in ("\nexit status 2\n", "\n\n2026-11-22 INFO bye\n", "\n"):
+        assert not parsed(whole + behind).cut
+    (snap,) = read(whole[:-12])
+    assert any("cut off" in warning for warning in snap.warnings)
+
+
 @pytest.mark.parametrize(
     "text",
     [

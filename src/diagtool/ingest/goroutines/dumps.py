@@ -84,6 +84,8 @@ def _warnings(parser: Parser) -> Iterator[str]:
     if parser.unknown:
         lines = _several(parser.unknown, "line")
         yield f"{lines} among the frames mean nothing, such as {parser.example[:120]!r}: left out"
+    if parser.cut:
+        yield "the text ends within a goroutine: it may be cut off, and others left out"
     if parser.columns.too_many:
         yield f"{parser.columns.too_many:,} goroutines are of too many different stacks: theirs are left out"
     lost = sum(profile.left_out for profile in parser.counted)

@@ -40,6 +40,18 @@ _MARKS = re.compile(
 )
 
 
+#: Ends of goroutines that are none: a header, a function without its place, a place without its line.
+_CUT = re.compile(
+    rb"\d{1,20} \[[^\]\n]*|[^\n]*\n(?:.*\n)?(?:[\w*%-]+[./(][^\s]*|created by [^\n]*|\t[^\s:]*:?)",
+    re.DOTALL,
+)
+
+
+def _is_cut(last: bytes) -> bool:
+    text = last.partition(b"\n\n")[0].rstrip(b"\n")
+    return len(text) <= _MAX_HELD and _CUT.fullmatch(text) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class _State:
     """What the bracket of a header says, and what is behind it."""
@@ -72,6 +84,7 @@ class Parser:
     gaps: array[int] = field(default_factory=lambda: array("q"))  # rows with other text before them
     unknown: int = 0
     example: str = ""
+    cut: bool = False  # the text ends within a goroutine
     _cleaner: Cleaner = field(default_factory=Cleaner)
     _held: bytes | None = None
     _states: dict[bytes, _State] = field(default_factory=dict)
@@ -111,6 +124,7 @@ class Parser:
         """Nothing follows."""
         if self._held is not None:
             last, self._held = self._held, None
+            self.cut = _is_cut(last)
             self._goroutines([last])
         self.races.close()
 
