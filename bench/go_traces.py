@@ -14,11 +14,11 @@ from common import BIN, ROOT, Row, Table, run
 
 #: A version of each wire.
 MINORS = ("1.19", "1.27")
-SECONDS = 6
+SECONDS = 4
 
 
 def go_traces(rounds: int) -> Iterator[Table]:
-    """`diagtool leaks` beside `go tool trace -d`, which prints the events of a trace."""
+    """A trace of each wire."""
     for minor in MINORS:
         goroot = next(
             (p for p in (ROOT / f".cache/go/{minor}", Path(f"/usr/lib/go-{minor}")) if p.is_dir()), None
@@ -31,19 +31,12 @@ def go_traces(rounds: int) -> Iterator[Table]:
             table = Table(
                 f"An execution trace of Go {minor}, {size:,.0f} MB", ["wall s", "MB/s", "peak RSS MiB"]
             )
-            lines = {"diagtool leaks": [str(BIN / "diagtool"), "leaks", str(trace)]}
-            if minor == MINORS[-1]:
-                go = ["env", *_settings(goroot), str(goroot / "bin/go")]
-                lines["go tool trace -d=parsed"] = [*go, "tool", "trace", "-d=parsed", str(trace)]
-            for name, line in lines.items():
-                results = [run(line) for _ in range(rounds)]
-                wall = statistics.median(r[0] for r in results)
-                figures: dict[str, float | None] = {
-                    "wall s": wall,
-                    "MB/s": size / wall,
-                    "peak RSS MiB": statistics.median(r[1] for r in results),
-                }
-                table.rows.append(Row(name, figures))
+            # `go tool trace -d=parsed` prints each event, and takes minutes: no peer for this.
+            results = [run([str(BIN / "diagtool"), "leaks", str(trace)]) for _ in range(rounds)]
+            wall = statistics.median(r[0] for r in results)
+            rss = statistics.median(r[1] for r in results)
+            figures: dict[str, float | None] = {"wall s": wall, "MB/s": size / wall, "peak RSS MiB": rss}
+            table.rows.append(Row("diagtool leaks", figures))
             yield table
 
 
