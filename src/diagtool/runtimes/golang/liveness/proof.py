@@ -44,7 +44,7 @@ __all__ = ["Proof", "prove"]
 _Index = NDArray[np.int64]
 
 _MOST_STACK = 1 << 30  # bytes of one goroutine's: runtime.maxstacksize
-_EDGE = 24  # bytes of memory that an edge takes while it is looked at
+_EDGE = 96  # bytes of memory that an edge takes at most while it is looked at, with its part of the objects
 _MOST_EDGES = 1 << 30
 _STEP = 4 << 20
 #: In these, a pointer may be in a vector register and nowhere else.
