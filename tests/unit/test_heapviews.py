@@ -19,6 +19,7 @@ GIVEN = {
     "retained": ["--retained"],
     "garbage": ["--garbage"],
     "native": ["--native"],
+    "go": ["--go"],
 }
 
 

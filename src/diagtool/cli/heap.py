@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 )
 @click.option("--values", is_flag=True, help="Show a few objects of --type TYPE, shortened, no secrets.")
 @click.option("--native", is_flag=True, help="Show the heap of the C library, in place of the objects.")
+@click.option(
+    "--go", is_flag=True, help="Show the heap of Go, by size and type. Shown if there is no Python."
+)
 @click.option("--retained", is_flag=True, help="Show what types, modules and containers keep alone.")
 @click.option("--garbage", is_flag=True, help="Show what nobody refers to: garbage, and what C code lost.")
 @click.option(
@@ -87,6 +90,10 @@ def command(
     With --native the blocks of the C library's malloc are shown: used and free by arena and size, and
     blocks that no pointer of the process leads to any more: leaks of C code. It needs no Python.
 
+    With --go the heap of Go is shown, by size of objects and, where Go notes them (from 1.22 on, of objects
+    of more than 512 bytes with pointers), by type: what is in use, and what is free in spans that are in use.
+    A program without Python has nothing else to show, and needs no --go.
+
     With --sites it is shown where memory was allocated: if the program runs with tracemalloc (python3 -X
     tracemalloc, tracemalloc.start()), or `diagtool snapshot --allocations` watched it. With --type only
     where objects of TYPE were allocated. TARGET may be what tracemalloc.Snapshot.dump() wrote,
@@ -106,6 +113,7 @@ def command(
         diagtool heap core.4242 --retained
         diagtool heap 4242 --garbage
         diagtool heap 4242 --native
+        diagtool heap 4242 --go
         diagtool heap FILE.diag --format json
 
     \b

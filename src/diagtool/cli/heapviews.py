@@ -92,9 +92,13 @@ def show(
 
     places = {"TYPE": asked.pattern, "WHICH": asked.which}
     resolved = look(**{key: places.get(value, value) for key, value in view.looks.items()})
+    if view is VIEWS["types"] and not heap.has_census(resolved.snapshot):
+        if allocations.has_sites(resolved.snapshot):
+            view = VIEWS["sites"]  # a file of tracemalloc has nothing else
+        elif "go" in resolved.snapshot.target.runtime:
+            view = VIEWS["go"]
+            resolved = look(**view.looks)
     snap = resolved.snapshot
-    if view is VIEWS["types"] and not heap.has_census(snap) and allocations.has_sites(snap):
-        view = VIEWS["sites"]  # a file of tracemalloc has nothing else
     view.check(snap, asked)
     if output_format == "json":
         print_text(documents.dumps(view.document(snap, asked)), output)
@@ -238,6 +242,19 @@ def _native(snap: Snapshot, asked: Asked, view: View) -> Iterable[Line]:
     return nativeheap.lines(snap, asked.limit or nativeheap.LIMIT, view)
 
 
+def _needs_go(snap: Snapshot, asked: Asked) -> None:
+    from diagtool.report import goheap
+
+    if not goheap.has_go_heap(snap):
+        raise NotTold(f"{asked.target} has no heap of Go", "Without --go its Python objects are shown.")
+
+
+def _go(snap: Snapshot, asked: Asked, view: View) -> Iterable[Line]:
+    from diagtool.report import goheap
+
+    return goheap.lines(snap, asked.limit or goheap.LIMIT, view)
+
+
 _COUNT: Mapping[str, Any] = {"heap": True, "graph": False, "native": False}
 _GRAPH: Mapping[str, Any] = {"heap": True, "graph": True, "native": False}
 
@@ -251,4 +268,5 @@ VIEWS: Mapping[str, HeapView] = {
     "retained": HeapView(_GRAPH, _needs_retained, _retained, typed=False),
     "garbage": HeapView(_GRAPH, _needs_garbage, _garbage, typed=False),
     "native": HeapView({"native": True}, _needs_native, _native, typed=False),
+    "go": HeapView({"heap": False, "inventory": ("memory",)}, _needs_go, _go, typed=False),
 }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from diagtool._version import __version__
 from diagtool.leaks.model import Cluster, Finding, Ignored, Report, WaitingOn
-from diagtool.report import ffirows, heapdetails
+from diagtool.report import ffirows, goheap, heapdetails
 from diagtool.report import handles as openfiles
 from diagtool.report import memory as memorymap
 from diagtool.report.heap import TypeCount, Way
@@ -179,6 +179,7 @@ def heap(snap: Snapshot, rows: Sequence[TypeCount], ways: Sequence[Way] = ()) ->
             for w in ways
         ],
         "native": native_heap(snap),
+        "go": goheap.document(snap),
         **keepers(snap),
         **heapdetails.document(snap),
         "warnings": list(snap.warnings),
