@@ -1,4 +1,8 @@
-"""What ``pytest --diagtool`` costs: the same 1,000 tests with it, without it, and with pyleak's marks."""
+"""What ``pytest --diagtool`` costs: the same tests with it, without it, and with pyleak's marks.
+
+1,000 tests of our own, which take some ten milliseconds each as tests do, and two suites that were made for
+this: 1,000 tests of two milliseconds that start tasks and threads, and 1,000 that do nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common import BIN, ROOT, Row, Table
@@ -59,17 +63,43 @@ def test_nothing(i):
 """
 
 
-def _cpu(suite: Path, *args: str, path: str = "") -> tuple[float, int]:
+#: About 1,000 tests: what reads templates, judges, stores, exports, reports.
+OWN = (
+    "test_template.py",
+    "test_match.py",
+    "test_match_idle.py",
+    "test_match_fds.py",
+    "test_match_clients.py",
+    "test_store.py",
+    "test_report_ci.py",
+    "test_source.py",
+    "test_export.py",
+    "test_sql.py",
+    "test_cli_ci.py",
+    "test_native_reach.py",
+)
+
+
+def _cpu(suites: Sequence[Path], *args: str, path: str = "") -> tuple[float, int]:
     """(CPU seconds, exit status) of one run of pytest. Of wall time a busy machine says little."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    command = [str(BIN / "python"), "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", str(suite.parent)]
+    command = [
+        str(BIN / "python"),
+        "-m",
+        "pytest",
+        "-q",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        str(ROOT if ROOT in suites[0].parents else suites[0].parent),
+    ]
     command += [
         "-p",
         "no:cacheprovider",
         "-o",
         "asyncio_default_fixture_loop_scope=function",
         *args,
-        str(suite),
+        *map(str, suites),
     ]
     process = subprocess.Popen(
         command,
@@ -116,25 +146,37 @@ def pytest_plugin(rounds: int) -> Iterator[Table]:
         nothing = Path(folder, "test_nothing.py")
         nothing.write_text(NOTHING)
         off, on = ("-p", "no:diagtool"), ("--diagtool",)
-        runs: list[tuple[str, Path, tuple[str, ...], str]] = [
-            ("pytest without it", plain, off, ""),
-            ("installed, not asked for", plain, (), ""),
-            ("pytest --diagtool", plain, on, ""),
+        own = [ROOT / "tests" / "unit" / name for name in OWN]
+        path = str(ROOT / "tests")
+        runs: list[Run] = [
+            ("pytest without it", own, off, path),
+            ("pytest --diagtool", own, ("--diagtool=report",), path),
         ]
-        if pyleak:
-            runs.append(("pyleak, tasks and threads", marked, off, pyleak))
-        yield _table("1,000 tests: calculation, files, tasks, threads", runs, rounds)
-        runs = [("pytest without it", nothing, off, ""), ("pytest --diagtool", nothing, on, "")]
+        yield _table("1,000 of diagtool's own tests", runs, max(2, rounds // 2))
+        runs = [
+            ("pytest without it", [plain], off, ""),
+            ("installed, not asked for", [plain], (), ""),
+            ("pytest --diagtool", [plain], on, ""),
+        ]
+        yield _table("1,000 tests of 2 ms: calculation, files, tasks, threads", runs, rounds)
+        if pyleak:  # it waits after each test: once is enough
+            runs = [("pytest without it", [plain], off, ""), ("pyleak", [marked], off, pyleak)]
+            yield _table("the same with pyleak, tasks and threads", runs, 1)
+        runs = [("pytest without it", [nothing], off, ""), ("pytest --diagtool", [nothing], on, "")]
         yield _table("1,000 tests that do nothing", runs, rounds)
 
 
-def _table(title: str, runs: list[tuple[str, Path, tuple[str, ...], str]], rounds: int) -> Table:
+#: Name, suites, arguments, PYTHONPATH.
+Run = tuple[str, list[Path], tuple[str, ...], str]
+
+
+def _table(title: str, runs: list[Run], rounds: int) -> Table:
     """All in turn, round by round; the least of each counts: what is added to it is the machine's."""
     seconds: dict[str, list[float]] = {name: [] for name, *_ in runs}
     notes: dict[str, str] = {}
     for number in range(rounds + 1):
-        for name, suite, args, path in runs:
-            used, status = _cpu(suite, *args, path=path)
+        for name, suites, args, path in runs:
+            used, status = _cpu(suites, *args, path=path)
             if number:  # the first round writes bytecode
                 seconds[name].append(used)
             if status:
@@ -143,6 +185,6 @@ def _table(title: str, runs: list[tuple[str, Path, tuple[str, ...], str]], round
     base = min(seconds[runs[0][0]])
     for name, *_ in runs:
         least = min(seconds[name])
-        figures = {"CPU": least, "more than without, %": 100 * (least / base - 1)}
+        figures: dict[str, float | None] = {"CPU": least, "more than without, %": 100 * (least / base - 1)}
         table.rows.append(Row(name, figures, notes.get(name, "")))
     return table

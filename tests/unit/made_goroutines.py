@@ -31,14 +31,18 @@ class Program:
         goid: int = 0,
         **more: Any,
     ) -> int:
-        """``count`` goroutines; functions innermost first, with ``lines``. The first one's number."""
+        """``count`` goroutines; functions innermost first, with ``lines``. The first one's number.
+
+        ``file``: of functions of package main; others are elsewhere.
+        """
+
+        def place(name: str) -> str:
+            return file if file and name.startswith("main.") else f"{name.partition('.')[0]}/x.go"
+
         names = functions.split()
         at = [*lines, *[7] * len(names)]
-        frames = [
-            go_frame(name, file or f"{name.partition('.')[0]}/x.go", line)
-            for name, line in zip(names, at, strict=False)
-        ]
-        made = go_frame(made_in, file or "main/x.go", made_at) if made_in else None
+        frames = [go_frame(name, place(name), line) for name, line in zip(names, at, strict=False)]
+        made = go_frame(made_in, place(made_in), made_at) if made_in else None
         kind = self.rows.kind(reason, frames, made)
         first = goid or self._goid
         self._goid = max(self._goid, first + count)

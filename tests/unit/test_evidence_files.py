@@ -156,7 +156,10 @@ def labels_dump(count: int = 120) -> str:
     )
 
 
-def test_only_goroutines_with_all_labels_are_told_of(tmp_path: Path, capsys: Say) -> None:
+def test_only_goroutines_with_all_labels_are_told_of(
+    tmp_path: Path, capsys: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     path = tmp_path / "dump.txt"
     path.write_text(labels_dump())
 

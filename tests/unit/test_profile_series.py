@@ -178,7 +178,10 @@ def test_locks_that_are_held_for_moments_are_none(tmp_path: Path, count: int, se
     assert not find_leaks([waits(tmp_path, count, seconds)]).findings
 
 
-def test_contention_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_contention_is_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     files = []
     for name, count, seconds in (("old", 20, 1.0), ("new", 120, 3.0)):
         stack = [
@@ -202,8 +205,9 @@ def test_contention_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("kind, said", [("mutex", "let others wait"), ("block", "waited")])
 def test_places_of_contention_are_shown_with_the_stacks(
-    kind: str, said: str, capsys: pytest.CaptureFixture[str]
+    kind: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     file = str(recorded("1.27", f"{kind}.pb.gz"))
     assert main(["stacks", file]) == 0
     out = capsys.readouterr().out
