@@ -175,6 +175,9 @@ class Watch:
         Idle event loops go round, ``release`` and the collector run once, children that ended are waited for;
         with growing pauses, and no longer than until nothing is left that would be told.
         """
+        # What a test just dropped in a cycle (an exception and its frames) goes with the young generations,
+        # in a fiftieth of the time that it takes to find out who owns it, or to collect all.
+        gc.collect(1)
         found = self.describe(keys)
         left = [each for each in found.values() if not wanted.reason(each)]
         waited, collected = 0.0, False
