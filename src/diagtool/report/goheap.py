@@ -11,12 +11,12 @@ Go heap: 140,222 objects, 6.3 MB in use; 1.1 MB free in 812 spans; 2.1 MB of sta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from diagtool.report.checked import checked_rows
 from diagtool.report.terminal import View, about, warnings
-from diagtool.report.text import Line, cells, clean, count, size, wrap
+from diagtool.report.text import Line, clean, columns, count, size, wrap
 from diagtool.snapshot.model import Snapshot
 
 __all__ = ["LIMIT", "document", "has_go_heap", "lines"]
@@ -104,7 +104,7 @@ def _sizes(rows: list[_Row], limit: int) -> Iterator[Line]:
     if rest := rows[limit:]:
         used, objects, free = (sum(r[name] for r in rest) for name in ("used", "objects", "free"))
         body.append((size(used), f"{objects:,}", size(free), f"{count(len(rest), 'more size')} (--limit N)"))
-    yield from _table(("in use", "objects", "free", "bytes of an object"), body)
+    yield from columns(("in use", "objects", "free", "bytes of an object"), body)
 
 
 def _types(rows: list[_Row], limit: int) -> Iterator[Line]:
@@ -112,11 +112,4 @@ def _types(rows: list[_Row], limit: int) -> Iterator[Line]:
     if rest := rows[limit:]:
         taken, objects = (sum(r[name] for r in rest) for name in ("bytes", "count"))
         body.append((size(taken), f"{objects:,}", f"{count(len(rest), 'more type')} (--limit N)"))
-    yield from _table(("in use", "objects", "type"), body)
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[Line]:
-    widths = [max(cells(row[i]) for row in (head, *body)) for i in range(len(head) - 1)]
-    for row in (head, *body):
-        numbers = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=False)]
-        yield [("  ".join([*numbers, row[-1]]), "label" if row is head else "")]
+    yield from columns(("in use", "objects", "type"), body)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from diagtool.report import nativesites
 from diagtool.report.checked import checked_rows
 from diagtool.report.terminal import View, about, warnings
-from diagtool.report.text import Line, cells, clean, count, cut, size, wrap
+from diagtool.report.text import Line, cells, clean, columns, count, cut, size, wrap
 from diagtool.snapshot.model import Snapshot
 
 if TYPE_CHECKING:
@@ -168,14 +168,6 @@ def _paragraph(text: str, view: View) -> Iterator[Line]:
         yield [(part, "")]
 
 
-def _columns(head: Sequence[str], body: Sequence[Sequence[str]], styles: Sequence[str]) -> Iterator[Line]:
-    """Columns set to the right, the last one to the left."""
-    widths = [max(cells(row[i]) for row in (head, *body)) for i in range(len(head) - 1)]
-    for row, style in zip((head, *body), ("label", *styles), strict=True):
-        cells_ = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=False)]
-        yield [("  ".join([*cells_, row[-1]]), style)]
-
-
 def _arenas(snapshot: Snapshot, totals: _Row, limit: int) -> Iterator[Line]:
     arenas = sorted(rows(snapshot, "native_arenas"), key=lambda r: -(r["used"] + r["free"] + r["top"]))
     body = []
@@ -192,7 +184,7 @@ def _arenas(snapshot: Snapshot, totals: _Row, limit: int) -> Iterator[Line]:
         own = "blocks with a mapping of their own"
         body.append(_place(totals["mmapped_bytes"], totals["mmapped_blocks"], 0, 0, own))
     head = ("in use", "blocks", "free", "at its end", "where")
-    yield from _columns(head, body, [""] * len(body))
+    yield from columns(head, body)
 
 
 def _place(used: int, blocks: int, free: int, top: int, name: str) -> tuple[str, ...]:
@@ -213,9 +205,7 @@ def _sizes(snapshot: Snapshot, limit: int) -> Iterator[Line]:
     if rest:
         sums = [sum(r[k] for r in rest) for k in ("used_bytes", "used", "free_bytes")]
         body.append((size(sums[0]), f"{sums[1]:,}", _amount(sums[2]), f"{count(len(rest), 'more size')}"))
-    yield from _columns(
-        ("in use", "blocks", "free", "bytes of a block, header included"), body, [""] * len(body)
-    )
+    yield from columns(("in use", "blocks", "free", "bytes of a block, header included"), body)
 
 
 def _range(low: int, high: int) -> str:

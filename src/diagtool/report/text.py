@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
 #: One line of output: pieces of text, each with the name of its style ("" for plain).
@@ -141,3 +141,11 @@ def write(lines: Iterable[Line], file: TextIO, *, color: bool) -> None:
         text = Text.assemble(*pieces)
         text.rstrip()
         console.print(text, soft_wrap=True)
+
+
+def columns(head: Sequence[str], body: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> Iterator[Line]:
+    """Columns set to the right, the last one to the left; ``styles`` of the rows, plain without."""
+    widths = [max(cells(row[i]) for row in (head, *body)) for i in range(len(head) - 1)]
+    for row, style in zip((head, *body), ("label", *(styles or [""] * len(body))), strict=True):
+        numbers = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=False)]
+        yield [("  ".join([*numbers, row[-1]]), style)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diagtool.capture.memory import U64
+from diagtool.capture.memory import U64, MemoryFault
 from diagtool.golang.names import function_name
 from diagtool.runtimes.golang.model import GoModule, GoRuntime
 
@@ -261,7 +261,7 @@ class Functions:
             if data is None or b"\0" not in data:
                 try:
                     data = self.runtime.memory.cstring(address, _MAX_NAME)
-                except Exception:  # noqa: BLE001 - MemoryFault: a name is no reason to give up
+                except MemoryFault:  # a name is no reason to give up
                     data = b""
             known = cache[address] = data.partition(b"\0")[0].decode("utf-8", "replace")
         return known
